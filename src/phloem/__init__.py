@@ -1,0 +1,1 @@
+"""phloem: data acquisition for physics experiments; run control and event building."""

@@ -1,0 +1,311 @@
+"""The logger: writes the events of its buffer to the run's file, whole frames at a time.
+
+Order (datapath, section 7): the block, its record in the index, then the rings are freed. It has ended when every
+writer of its buffer has, so that the end of a run loses nothing at any rate.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import msgspec
+
+from phloem.dataflow.component import IDLE_S, Component, Place, Result
+from phloem.formats.base import Block, Mark, Position
+from phloem.formats.midas.events import run_event
+from phloem.formats.midas.writer import RunWriter
+from phloem.kernel import Frame, FrameKind
+from phloem.model.errors import PhloemError, SettingsError
+from phloem.model.run import Account
+from phloem.protocol.control import ComponentStatus, Stream, TransitionRequest
+from phloem.protocol.data import FRAME_UNALIGNED, Section, decode_marks, sections
+from phloem.transport.shm import Doorbell, Receiver
+
+__all__ = ["Logger", "LoggerInput"]
+
+BLOCK_BYTES = 1 << 20
+FRAMES_PER_BLOCK = 256
+RETRY_S = 1.0  # how often a disk that took nothing is tried again
+CAUSES = {1: "silence", 2: "space"}
+
+
+class LoggerInput:
+    """One stream into the file."""
+
+    def __init__(self, stream: Stream, client: str, bell: Doorbell) -> None:
+        self.name = stream.source
+        self.receiver = Receiver(stream.ring, client, bell)
+        self.begun = False
+        self.ended = False
+        self.written = 0
+        self.sent: int | None = None
+
+
+class Logger(Component):
+    """``reads``: the buffer that it writes to disk, SYSTEM as a rule."""
+
+    kind: ClassVar[str] = "logger"
+
+    def __init__(self, name: str, place: Place, reads: str = "SYSTEM") -> None:
+        super().__init__(name, place)
+        self._reads = reads
+        self._inputs: list[LoggerInput] = []
+        self._writer: RunWriter | None = None
+        self._open = False
+        self._end_request: TransitionRequest | None = None
+        self._events = 0
+        self._bytes = 0
+        self._files: list[str] = []
+        self._retry_at_s = 0.0
+        self._began_odb = ""
+
+    def describe(self) -> tuple[tuple[Any, ...], str, dict[str, dict[str, Any]], str]:
+        return (), self._reads, {}, ""
+
+    # ------------------------------------------------------------------ transitions
+
+    def prepare(self, request: TransitionRequest) -> Result | None:
+        self._inputs = [LoggerInput(stream, self.name, self.bell) for stream in request.plan.inputs]
+        self._end_request = None
+        self._events = self._bytes = 0
+        self._files = []
+        self._began_odb = request.plan.odb_json
+        self.open_run(request)
+        self._open = True
+        return {"files": self._files}
+
+    def open_run(self, request: TransitionRequest) -> None:
+        """Make the file and write the begin-of-run event. A run that writes no data has none."""
+        if not request.plan.file:
+            self._writer = None
+            return
+        number = request.run.number
+        self._writer = RunWriter(
+            Path(request.plan.file),
+            number,
+            started_s=request.run.started_s,
+            fsync=_fsync(request.plan.settings),
+        )
+        self._files = [str(self._writer.path)]
+        self._write_run_event(True, number, request.plan.odb_json.encode())
+
+    def end(self, request: TransitionRequest) -> Result | None:
+        self._end_request = request  # answered by `_close`, when every stream has ended
+        return None
+
+    # ------------------------------------------------------------------ the loop
+
+    def turn(self) -> None:
+        self.still_waiting()
+        if not self._open:
+            self.bell.wait((), IDLE_S)
+            return
+        frames = list(self._next_frames())
+        if frames:
+            self.take(frames)
+        elif self._end_request is not None and all(stream.ended for stream in self._inputs):
+            self._close(self._end_request)
+        else:
+            self._wait()
+
+    def _next_frames(self) -> Iterator[tuple[LoggerInput, Frame]]:
+        """What is there now, up to one block."""
+        size = count = 0
+        for stream in self._inputs:
+            while not stream.ended and size < BLOCK_BYTES and count < FRAMES_PER_BLOCK:
+                frame = stream.receiver.next()
+                if frame is None:
+                    break
+                size += frame.body_size
+                count += 1
+                yield stream, frame
+                if frame.run == self._run_number and frame.kind == FrameKind.END_OF_RUN:
+                    stream.ended = True
+
+    def take(self, frames: list[tuple[LoggerInput, Frame]]) -> None:
+        """Write frames, then free them."""
+        mine = [(stream, frame) for stream, frame in frames if frame.run == self._run_number]
+        if self._writer is not None and mine:
+            self._write(self._writer, mine)
+        for stream, frame in mine:
+            self.count(stream, frame)
+        last: dict[str, tuple[LoggerInput, int]] = {}
+        for stream, frame in frames:
+            if frame.run != self._run_number:
+                self._foreign(stream, frame)
+            last[stream.name] = (stream, frame.end)
+            frame.close()
+        for stream, end in last.values():
+            stream.receiver.release(end)
+
+    def count(self, stream: LoggerInput, frame: Frame) -> None:
+        """One frame of this run is dealt with."""
+        stream.begun = True
+        if frame.kind == FrameKind.EVENTS:
+            stream.written += frame.n_events
+            self._events += frame.n_events
+            self._bytes += frame.body_size
+        elif frame.kind == FrameKind.END_OF_RUN:
+            stream.sent = frame.total_events
+
+    def _foreign(self, stream: LoggerInput, frame: Frame) -> None:
+        if frame.n_events and frame.kind == FrameKind.EVENTS:
+            self.message(
+                f"{self.name}: {stream.name} has {frame.n_events} events of run {frame.run} in its ring; "
+                f"they are not of run {self._run_number} and are dropped",
+                "error",
+            )
+
+    def _write(self, writer: RunWriter, frames: list[tuple[LoggerInput, Frame]]) -> None:
+        blocks: list[Block] = []
+        n_events = 0
+        serials: list[int] = []
+        positions: dict[str, Position] = {}
+        for stream, frame in frames:
+            blocks.extend(_unpadded(frame) if frame.flags & FRAME_UNALIGNED else [frame.body])
+            n_events += frame.n_events
+            if frame.kind == FrameKind.EVENTS and frame.n_events:
+                serials += [frame.first_serial, (frame.next_serial - 1) & 0xFFFFFFFF]
+            positions[stream.name] = Position(stream.name, frame.generation, frame.sequence, frame.total_events)
+        one = len({stream.name for stream, _ in frames}) == 1
+        first, last = (serials[0], serials[-1]) if serials and one else (None, None)
+        self._until_written(lambda: writer.write(blocks, n_events, first, last, list(positions.values())), writer)
+        for stream, frame in frames:
+            for mark in self._marks(stream, frame):
+                writer.mark(mark)
+
+    def _until_written(self, write: Any, writer: RunWriter) -> None:
+        """A disk that takes nothing (full, say) stops the reading, not the run: tried again until it does."""
+        told = False
+        while True:
+            try:
+                write()
+                break
+            except OSError as error:
+                if not told:
+                    self.message(f"{self.name} cannot write {writer.path}: {error.strerror}; waiting", "error")
+                told = True
+                if self.ending:
+                    raise SettingsError(f"{writer.path}: {error.strerror}") from None
+                until_s = time.monotonic() + RETRY_S
+                while time.monotonic() < until_s and not self.ending:
+                    self.still_waiting(f"space on disk for {writer.path.name}")
+                    self.bell.wait((), IDLE_S)
+        if told:
+            self.message(f"{self.name} writes {writer.path} again")
+
+    def _marks(self, stream: LoggerInput, frame: Frame) -> Iterator[Mark]:
+        if frame.kind != FrameKind.EVENTS:
+            return
+        for kind, payload in sections(frame.meta):
+            if kind == Section.MARKS:
+                for source, cause, first, last in decode_marks(payload):
+                    yield Mark(self._source_name(source), first, last, CAUSES.get(cause, str(cause)))
+
+    def _source_name(self, number: int) -> str:
+        return str(number)
+
+    def _wait(self) -> None:
+        receivers = [stream.receiver for stream in self._inputs]
+        for stream in self._inputs:
+            if not stream.begun:
+                stream.receiver.open()  # the ring may have been made, or made anew, since
+        if self._end_request is not None:
+            waited = ", ".join(stream.name for stream in self._inputs if not stream.ended)
+            self.still_waiting(f"the end of {waited}")
+            for stream in self._inputs:
+                self._end_if_gone(stream)
+        self.bell.wait(receivers, IDLE_S)
+
+    def _end_if_gone(self, stream: LoggerInput) -> None:
+        receiver = stream.receiver
+        if stream.ended or receiver.has_data or receiver.writer_alive:
+            return
+        if receiver.settle() and receiver.has_data:
+            return
+        stream.ended = True
+        self.message(f"{self.name}: {stream.name} is gone and has not ended the run", "warning")
+
+    # ------------------------------------------------------------------ the end
+
+    def _close(self, request: TransitionRequest) -> None:
+        self._open = False
+        self._end_request = None
+        key = "written" if self._writer is not None else "discarded"
+        told = {stream.name: {key: stream.written} for stream in self._inputs}
+        results = [*request.collected.values(), {"written": told}]
+        account = Account.assembled(results, [stream.name for stream in self._inputs])
+        writer = self._writer
+        if writer is not None:
+            report = {**account.report(), "balanced": account.balanced}
+            odb = request.odb_json or self._began_odb
+            try:
+                self._write_run_event(False, request.run.number, _with_account(odb, report))
+                self._until_written(lambda: writer.close(_status(request), report), writer)
+            except PhloemError as error:
+                self.message(f"{self.name}: {error}", "error")
+                raise
+            self._bytes = writer.bytes
+            self._writer = None
+        self.done({"written": told, "files": self._files, "events": self._events, "bytes": self._bytes})
+
+    def _write_run_event(self, begin: bool, number: int, odb: bytes) -> None:
+        writer = self._writer
+        if writer is None:
+            return
+        event = run_event(begin, number, int(time.time()), odb)
+        self._until_written(lambda: writer.write([event], 1, None, None), writer)
+
+    @property
+    def _run_number(self) -> int:
+        return self.run_info.number if self.run_info else -1
+
+    def status(self) -> ComponentStatus:
+        writer = self._writer
+        size = writer.bytes if writer is not None else self._bytes
+        counters = {"events": self._events, "bytes": size}
+        per_s = self.rates.update(counters)
+        return ComponentStatus(
+            rates={"events_per_s": per_s.get("events", 0.0), "kb_per_s": per_s.get("bytes", 0.0) / 1024},
+            counters=counters,
+            sources={
+                stream.name: {
+                    "written": stream.written,
+                    "backlog_bytes": stream.receiver.backlog_bytes,
+                    "backlog_percent": round(100 * stream.receiver.fill, 1),
+                }
+                for stream in self._inputs
+            },
+        )
+
+    def leave(self) -> None:
+        if self._writer is not None:
+            self._writer.abandon()
+            self._writer = None
+
+
+def _unpadded(frame: Frame) -> Iterator[Block]:
+    """The events of a frame without the padding that the frame needs and the file must not have."""
+    body, at = frame.body, 0
+    while at < len(body):
+        size = 16 + int.from_bytes(body[at + 12 : at + 16], "little")
+        yield bytes(body[at : at + size])
+        at += size + -size % 8
+
+
+def _fsync(settings: dict[str, Any]) -> Any:
+    return settings.get("Fsync", "close")
+
+
+def _status(request: TransitionRequest) -> str:
+    return {"released": "released", "failed": "failed"}.get(request.why, "complete")
+
+
+def _with_account(odb_json: str, report: dict[str, Any]) -> bytes:
+    """The ODB dump of the end-of-run event, with the account as a key of its own at the top."""
+    tree = msgspec.json.decode(odb_json, type=dict[str, Any]) if odb_json else {}
+    tree["Account"] = report
+    return msgspec.json.format(msgspec.json.encode(tree), indent=2)

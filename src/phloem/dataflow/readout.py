@@ -1,0 +1,306 @@
+"""The process around a user's `Frontend`: polls, reads, sends, and answers run control.
+
+Between two events only one attribute is looked at, so that a slow control plane never slows the readout.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from pathlib import Path
+from traceback import FrameSummary, extract_tb
+from typing import Any, ClassVar
+
+import numpy as np
+
+from phloem.dataflow.component import Component, Place, Result, user_error
+from phloem.dataflow.frontend import BatchDraft, EventDraft, Frontend
+from phloem.dataflow.output import Output
+from phloem.model.errors import PhloemError, SettingsError, TransitionError
+from phloem.model.event import EQ_PERIODIC, RO_RUNNING, Equipment
+from phloem.protocol.control import ComponentStatus, Stream, TransitionRequest
+from phloem.protocol.state import State
+
+__all__ = ["Readout", "client_name"]
+
+BUSY_ON, BUSY_OFF = 0.75, 0.5  # design, section 7
+LEAVE_S = 5.0  # how long a frontend that was told to end tries to send what it has in hand
+SLICE_S = 0.05  # of uninterrupted polling, at most, between two looks at run control
+
+
+def client_name(name: str, index: int | None) -> str:
+    """``fe`` and 1 become ``fe01``, as mfe does with ``-i``."""
+    return name if index is None else f"{name}{index:02d}"
+
+
+class Readout(Component):
+    """Runs one `Frontend`. ``settings``: first values for its equipment's Settings, from the experiment file."""
+
+    kind: ClassVar[str] = "frontend"
+
+    def __init__(
+        self,
+        frontend_class: type[Frontend],
+        place: Place,
+        index: int | None = None,
+        name: str = "",
+        settings: dict[str, Any] | None = None,
+        file: str = "",
+    ) -> None:
+        self.frontend = frontend_class(index, self)
+        super().__init__(name or client_name(self.frontend.name, index), place)
+        self._equipment = tuple(e.indexed(self.frontend.index) for e in self.frontend.equipment)
+        if not self._equipment:
+            raise SettingsError(f"frontend {self.name} declares no equipment: give it a list `equipment`")
+        for equipment in self._equipment:
+            equipment.check()
+        self._first_settings = {**self.frontend.default_settings, **(settings or {})}
+        self.frontend.settings.update(self._first_settings)
+        self._file = file
+        self._outputs: dict[str, Output] = {}
+        self._next_period_s: dict[str, float] = {}
+        self._busy_told = False
+        self._ending_since_s: float | None = None
+        self._batches = getattr(frontend_class, "read_batch", None) is not None
+
+    def describe(self) -> tuple[tuple[Equipment, ...], str, dict[str, dict[str, Any]], str]:
+        settings = {e.name: dict(self._first_settings) for e in self._equipment}
+        return self._equipment, "", settings, self._file
+
+    def started(self) -> None:
+        self._take_settings()
+        self._hook("init")
+
+    # ------------------------------------------------------------------ transitions
+
+    def prepare(self, request: TransitionRequest) -> Result | None:
+        self._take_settings()
+        for output in self._outputs.values():
+            output.sender.writer.flush()
+        streams = {stream.source: stream for stream in request.plan.outputs}
+        self._outputs = {name: self._open(stream) for name, stream in streams.items()}
+        self.frontend.run = request.run
+        self.frontend.ended_at_s = None
+        self.state = State.READY
+        who = {"client": self.name, "host": socket.gethostname(), "pid": os.getpid(), "file": self._file}
+        for output in self._outputs.values():
+            output.begin(request.run.number, who)
+        self._hook("prepare", request.run.number)
+        return {"notes": {name: {"continued": o.sender.writer.continued} for name, o in self._outputs.items()}}
+
+    def _open(self, stream: Stream) -> Output:
+        kept = self._outputs.pop(stream.source, None)
+        if kept is not None and kept.fits(stream):
+            kept.stream, kept.equipment = stream, stream.equipment
+            return kept
+        del kept  # lets go of the ring's lock before the new one is made
+        return Output(stream, self._keep_waiting)
+
+    def begin(self, request: TransitionRequest) -> Result | None:
+        self.frontend.begun_at_s = request.time_s
+        self._hook("begin_of_run", request.run.number)
+        now_s = time.monotonic()
+        self._next_period_s = dict.fromkeys(self._outputs, now_s)
+        return {}
+
+    def end(self, request: TransitionRequest) -> Result | None:
+        self.frontend.ended_at_s = request.time_s or None
+        self._hook("end_of_run", request.run.number)
+        if self.state == State.RUN:
+            self._drain()
+        sent = {name: output.end() for name, output in self._outputs.items()}
+        self._tell_busy(0.0)
+        self.frontend.run = None
+        return {"sent": sent}
+
+    def _drain(self) -> None:
+        """Read what the hardware still holds: the last event of a run must not be lost (MIDAS elog 489)."""
+        until_s = time.monotonic() + self.frontend.drain_s
+        for output in self._polled():
+            while time.monotonic() < until_s and self._polls():
+                self._read(output)
+
+    # ------------------------------------------------------------------ the loop
+
+    def turn(self) -> None:
+        self.still_waiting()
+        self._guarded(self.frontend.loop)
+        if self.state != State.RUN:
+            self.bell.pause(0.1, lambda: self.asked)
+            return
+        try:
+            self._read_periodic()
+            polled = self._polled()
+            if polled:
+                self._poll_for(polled)
+            else:
+                self._sleep(self._until_next_period())
+        except PhloemError as error:
+            self._readout_failed(error)
+
+    def _poll_for(self, polled: list[Output]) -> None:
+        until_s = time.monotonic() + SLICE_S
+        read = self._read
+        while not self.asked:
+            if not self._polls():
+                self._sleep(self.frontend.poll_interval_s)
+                return
+            for output in polled:
+                read(output)
+            if time.monotonic() > until_s:
+                self._tell_busy(max(output.sender.fill for output in polled))
+                return
+
+    def _polled(self) -> list[Output]:
+        return [o for o in self._outputs.values() if not o.equipment.type & EQ_PERIODIC]
+
+    def _polls(self) -> bool:
+        try:
+            return self.frontend.poll()
+        except PhloemError:
+            raise
+        except Exception as error:
+            raise user_error("poll()", error) from error
+
+    def _read(self, output: Output) -> None:
+        equipment = output.equipment
+        if self._batches and not equipment.type & EQ_PERIODIC:
+            draft: EventDraft | BatchDraft = BatchDraft(equipment.name)
+            method = "read_batch"
+        else:
+            draft = EventDraft(equipment.name)
+            method = equipment.readout
+        try:
+            getattr(self.frontend, method)(draft)
+        except PhloemError:
+            raise
+        except Exception as error:
+            raise user_error(f"{method}()", error) from error
+        if draft.banks or (isinstance(draft, EventDraft) and draft.raw):
+            self._send_to(output, draft)
+
+    def _read_periodic(self) -> None:
+        now_s = time.monotonic()
+        for name, output in self._outputs.items():
+            if not output.equipment.type & EQ_PERIODIC or not output.equipment.read_on & RO_RUNNING:
+                continue
+            if now_s >= self._next_period_s[name]:
+                period_s = max(output.equipment.period, 1) / 1e3
+                self._next_period_s[name] = max(self._next_period_s[name] + period_s, now_s)
+                self._read(output)
+
+    def _until_next_period(self) -> float:
+        return max(0.0, min(self._next_period_s.values(), default=0.1) - time.monotonic())
+
+    def _sleep(self, timeout_s: float) -> None:
+        if timeout_s > 0:
+            self.bell.pause(min(timeout_s, 0.1), lambda: self.asked)
+
+    def _readout_failed(self, error: PhloemError) -> None:
+        """A readout that raises is not called again in this run: a broken event must not be sent on and on."""
+        cause = error.__cause__
+        if cause is not None:
+            lines = [f"{f.filename}:{f.lineno}" for f in _frames(cause)]
+            self.message(f"{self.name}: {error} (at {' < '.join(reversed(lines))})", "error")
+        else:
+            self.message(f"{self.name}: {error}", "error")
+        self.message(f"{self.name}: reading stopped for this run; end it, mend the frontend, start again", "error")
+        self.state = State.READY
+
+    # ------------------------------------------------------------------ what the user's frontend calls
+
+    def send(self, draft: EventDraft | BatchDraft) -> None:
+        """Send outside of `read`, in READY or RUN."""
+        if self.state == State.STOP or not self._outputs:
+            raise TransitionError(f"{self.name} cannot send: no run is prepared")
+        name = draft.equipment or next(iter(self._outputs))
+        output = self._outputs.get(name)
+        if output is None:
+            raise SettingsError(f"{self.name} has no equipment {name!r} in this run; it has {list(self._outputs)}")
+        self._send_to(output, draft)
+
+    def wait(self, timeout_s: float) -> None:
+        """Sleep, but not through what run control asks."""
+        self._sleep(timeout_s)
+
+    def _send_to(self, output: Output, draft: EventDraft | BatchDraft) -> None:
+        if isinstance(draft, EventDraft):
+            if draft.raw:
+                output.sender.send_raw(draft.raw)
+                return
+            output.send_event(draft.banks, draft.serial_number, draft.time_stamp)
+            return
+        serials = draft.serial_numbers
+        if serials is not None:
+            serials = np.ascontiguousarray(serials, dtype="<u4")
+        output.send_batch(draft.banks, draft.n_events, serials, draft.time_stamp)
+
+    # ------------------------------------------------------------------ inside
+
+    def changed(self, equipment: str, key: str, value: Any) -> None:
+        self.frontend.settings[key] = value
+        self.frontend.settings_changed(key, value)
+
+    def _take_settings(self) -> None:
+        for equipment in self._equipment:
+            self.frontend.settings.update(self.settings.get(equipment.name, {}))
+
+    def _hook(self, name: str, *args: Any) -> None:
+        try:
+            getattr(self.frontend, name)(*args)
+        except PhloemError:
+            raise
+        except Exception as error:
+            raise user_error(f"{name}()", error) from error
+
+    def _keep_waiting(self) -> None:
+        """The ring is full: the readout is blocked, and says so."""
+        full = max((o.sender.fill for o in self._outputs.values()), default=0.0)
+        names = ", ".join(o.stream.readers[0] for o in self._outputs.values() if o.stream.readers)
+        self.still_waiting(f"space in its ring ({full:.0%} full), which {names} must read")
+        self._tell_busy(1.0)
+        if self.ending and self._terminated_long_ago():
+            raise TransitionError(f"{self.name} was told to end while its ring was full")
+
+    def _terminated_long_ago(self) -> bool:
+        if self._ending_since_s is None:
+            self._ending_since_s = time.monotonic()
+        return time.monotonic() - self._ending_since_s > LEAVE_S
+
+    def _tell_busy(self, fill: float) -> None:
+        if not self._busy_told and fill >= BUSY_ON:
+            self._busy_told = True
+            self._guarded(lambda: self.frontend.busy(True))
+        elif self._busy_told and fill <= BUSY_OFF:
+            self._busy_told = False
+            self._guarded(lambda: self.frontend.busy(False))
+
+    def status(self) -> ComponentStatus:
+        outputs = list(self._outputs.values())
+        events = sum(o.sender.writer.total_events for o in outputs)
+        size = sum(o.sender.writer.total_bytes for o in outputs)
+        counters = {"events": events, "bytes": size}
+        per_s = self.rates.update(counters)
+        return ComponentStatus(
+            rates={"events_per_s": per_s.get("events", 0.0), "kb_per_s": per_s.get("bytes", 0.0) / 1024},
+            counters=counters,
+            sources={
+                o.stream.source: {
+                    "sent": o.sender.writer.total_events,
+                    "fill_percent": round(100 * o.sender.fill, 1),
+                    "blocked_s": round(o.counts()["blocked_s"], 3),
+                }
+                for o in outputs
+            },
+        )
+
+    def leave(self) -> None:
+        for output in self._outputs.values():
+            output.sender.writer.flush()
+        self._outputs.clear()
+        self._guarded(self.frontend.exit)
+
+
+def _frames(error: BaseException) -> list[FrameSummary]:
+    return [f for f in extract_tb(error.__traceback__) if Path(f.filename).name != "readout.py"]

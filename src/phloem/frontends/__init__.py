@@ -1,0 +1,1 @@
+"""Hardware and stand-ins for it."""

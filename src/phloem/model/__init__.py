@@ -1,0 +1,1 @@
+"""The nouns of the field: events, equipment, runs, accounts, and the tree of errors. No I/O."""

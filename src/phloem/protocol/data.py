@@ -1,0 +1,187 @@
+"""What travels between frontends, builder and logger: frames, and the sections behind a frame's events.
+
+Frame header, 128 bytes, little endian (kernel/frame.hpp writes it; the tests hold both to this table):
+
+====== ===== ==============================================================================================
+offset width meaning
+====== ===== ==============================================================================================
+0      4     magic ``PHLF``
+4      2     version, 1
+6      2     kind: 1 BEGIN_OF_RUN, 2 EVENTS, 3 END_OF_RUN, 4 INFO, 5 CHECKPOINT, 6 REJOIN
+8      4     run number
+12     2     lane, 0
+14     2     flags: 1 crc32c is set, 2 an event is not a multiple of 8 bytes long (padding follows it)
+16     8     sequence number in this ring's generation, from 0
+24     8     body size: bytes of the events, each padded to a multiple of 8
+32     8     meta size: bytes of the sections behind the events
+40     4     number of events in the body
+44     4     serial number of the first event
+48     4     serial number of the last event + 1
+52     4     crc32c of body and meta, where the flag is set
+56     8     time of closing, ns since 1970 (for people; nothing is decided by it)
+64     8     events that this source has sent in this run, this frame included (borders and texts not counted)
+72     8     their bytes
+80     8     the ring's generation
+88     8     size of the whole frame in the ring, a multiple of 64
+96     32    zero
+====== ===== ==============================================================================================
+
+Sections: ``u32 kind, u32 size``, payload, padding to 8. Kinds: 1 CHECKPOINT, 2 MARKS, 3 JSON.
+
+CHECKPOINT: ``u32 version (1), u32 run, u64 next serial number, u32 sources, u32 0``, then per source
+``u64 ring generation, u64 sequence of the first frame not read to its end, u32 first event in it that has not been
+read, u32 flags (1 started, 2 ended, 4 absent), u64 highest serial number, u64 next to pass on, u64 floor, 7 x u64
+(received, built, incomplete, late, duplicate, discarded, quarantined), u32 h, u32 m``, h x ``u64 frame sequence, u32
+event, u32 0`` (read, but undecided), m x ``u64 first, u64 last`` (serial numbers missed). Serial numbers are unwrapped.
+
+MARKS: ``u32 number``, ``u32 0``, then per mark ``u32 source, u32 cause (1 silence, 2 space), u32 first, u32 last``.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from enum import IntEnum
+from typing import Any
+
+import msgspec
+
+from phloem.kernel import FrameKind
+from phloem.model.errors import ProtocolError
+
+__all__ = [
+    "FRAME_UNALIGNED",
+    "CheckpointedSource",
+    "FrameKind",
+    "Section",
+    "decode_checkpoint",
+    "decode_json",
+    "decode_marks",
+    "encode_json",
+    "encode_marks",
+    "join_sections",
+    "sections",
+]
+
+FRAME_UNALIGNED = 2
+
+_SECTION = struct.Struct("<II")
+_HEAD = struct.Struct("<IIQII")
+_SOURCE = struct.Struct("<QQII10QII")
+_HELD = struct.Struct("<QII")
+_RANGE = struct.Struct("<QQ")
+_MARK = struct.Struct("<IIII")
+
+
+class Section(IntEnum):
+    """Kind of a section behind a frame's events."""
+
+    CHECKPOINT = 1
+    MARKS = 2
+    JSON = 3
+
+
+def join_sections(parts: Iterable[tuple[Section, bytes]]) -> bytes:
+    """The bytes of sections back to back."""
+    out = bytearray()
+    for kind, payload in parts:
+        out += _SECTION.pack(kind, len(payload)) + payload + bytes(-len(payload) % 8)
+    return bytes(out)
+
+
+def sections(meta: bytes) -> Iterator[tuple[int, bytes]]:
+    """The sections of a frame: (kind, payload). Unknown kinds are given too; their reader skips them."""
+    at = 0
+    while at < len(meta):
+        if len(meta) - at < _SECTION.size:
+            raise ProtocolError(f"frame sections end within a section header at byte {at}")
+        kind, size = _SECTION.unpack_from(meta, at)
+        at += _SECTION.size
+        if size > len(meta) - at:
+            raise ProtocolError(f"section {kind} of {size} bytes at byte {at} is longer than its frame")
+        yield kind, meta[at : at + size]
+        at += size + -size % 8
+
+
+def encode_json(value: Any) -> tuple[Section, bytes]:
+    """A JSON section: who a source is, what it counted."""
+    return Section.JSON, msgspec.json.encode(value)
+
+
+def decode_json(meta: bytes) -> dict[str, Any]:
+    """The JSON section of a frame; empty if there is none."""
+    for kind, payload in sections(meta):
+        if kind == Section.JSON:
+            try:
+                return msgspec.json.decode(payload, type=dict[str, Any])
+            except msgspec.MsgspecError as error:
+                raise ProtocolError(f"JSON section: {error}") from None
+    return {}
+
+
+def encode_marks(marks: Iterable[tuple[int, int, int, int]]) -> tuple[Section, bytes]:
+    """Marks as (source, cause, first, last)."""
+    packed = [_MARK.pack(*mark) for mark in marks]
+    return Section.MARKS, struct.pack("<II", len(packed), 0) + b"".join(packed)
+
+
+def decode_marks(payload: bytes) -> list[tuple[int, int, int, int]]:
+    """The marks of a MARKS section."""
+    if len(payload) < 8 or len(payload) != 8 + _MARK.size * struct.unpack_from("<I", payload)[0]:
+        raise ProtocolError(f"MARKS section of {len(payload)} bytes does not agree with its count")
+    return [tuple(mark) for mark in _MARK.iter_unpack(payload[8:])]
+
+
+class CheckpointedSource(msgspec.Struct, frozen=True):
+    """Where a builder stands in one source. ``read``: (frame sequence, event); ``undecided``: the same, each."""
+
+    generation: int
+    read: tuple[int, int]
+    started: bool
+    ended: bool
+    absent: bool
+    highest: int
+    next_pass: int
+    floor: int
+    fates: tuple[int, ...]
+    undecided: tuple[tuple[int, int], ...]
+    missed: tuple[tuple[int, int], ...]
+
+
+def decode_checkpoint(payload: bytes) -> tuple[int, int, list[CheckpointedSource]]:
+    """A CHECKPOINT section: (run, next serial number, sources)."""
+    try:
+        version, run, next_serial, n_sources, _ = _HEAD.unpack_from(payload)
+        if version != 1:
+            raise ProtocolError(f"checkpoint of version {version}; this is version 1")
+        at, sources = _HEAD.size, []
+        for _ in range(n_sources):
+            source, at = _decode_source(payload, at)
+            sources.append(source)
+    except struct.error as error:
+        raise ProtocolError(f"CHECKPOINT section of {len(payload)} bytes ends early: {error}") from None
+    return run, next_serial, sources
+
+
+def _decode_source(payload: bytes, at: int) -> tuple[CheckpointedSource, int]:
+    fields = _SOURCE.unpack_from(payload, at)
+    generation, frame, event, flags, highest, next_pass, floor = fields[:7]
+    n_held, n_missed = fields[14:]
+    at += _SOURCE.size
+    held = [_HELD.unpack_from(payload, at + i * _HELD.size)[:2] for i in range(n_held)]
+    at += n_held * _HELD.size
+    missed = [_RANGE.unpack_from(payload, at + i * _RANGE.size) for i in range(n_missed)]
+    source = CheckpointedSource(
+        generation=generation,
+        read=(frame, event),
+        started=bool(flags & 1),
+        ended=bool(flags & 2),
+        absent=bool(flags & 4),
+        highest=highest,
+        next_pass=next_pass,
+        floor=floor,
+        fates=fields[7:14],
+        undecided=tuple(held),
+        missed=tuple(missed),
+    )
+    return source, at + n_missed * _RANGE.size

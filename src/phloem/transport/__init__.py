@@ -1,0 +1,1 @@
+"""Moves whole frames, in order, with back-pressure."""

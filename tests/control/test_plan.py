@@ -1,0 +1,183 @@
+"""Who sends what to whom, and every way in which that is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from phloem.control.plan import Planned, Wishes, capacity_bytes, ring_path, work_out
+from phloem.model.errors import SettingsError, TransitionError
+from phloem.model.event import EQ_EB, EQ_PERIODIC, EQ_POLLED, Equipment
+from phloem.protocol.control import Register
+
+RUNTIME = Path("/run/exp")
+
+
+def component(name: str, kind: str, *equipment: Equipment, reads: str = "") -> Register:
+    return Register(1, name, kind, 1, "daq", name, {}, equipment, reads)
+
+
+def trigger(n: int, **fields: object) -> Equipment:
+    given = {"name": f"Trigger{n:02d}", "buffer": f"BUF{n:02d}", "type": EQ_POLLED | EQ_EB, **fields}
+    return Equipment(**given)  # type: ignore[arg-type]
+
+
+def frontend(n: int, **fields: object) -> Register:
+    return component(f"ebfe{n:02d}", "frontend", trigger(n, readout=f"read{n}", **fields))
+
+
+LOGGER = component("logger", "logger", reads="SYSTEM")
+EB = Equipment("EB", buffer="SYSTEM", type=0)
+BUILDER = component("mevb", "builder", EB, reads="BUF")
+
+
+def wishes(*components: Register, **fields: object) -> Wishes:
+    """The ODB has what the components declare, unless ``fields`` say otherwise."""
+    equipment = {e.name: e for c in components for e in c.equipment}
+    given = {"equipment": equipment, "frontends": {}, "components": list(components), **fields}
+    return Wishes(**given)  # type: ignore[arg-type]
+
+
+def plan(*components: Register, **fields: object) -> Planned:
+    return work_out(wishes(*components, **fields), RUNTIME, "{}", "/data/run00001.mid")
+
+
+def test_sources_go_to_the_builder_and_the_builder_to_the_logger() -> None:
+    planned = plan(frontend(2), BUILDER, LOGGER, frontend(1), settings={"EB": {"Policy": "build"}})
+    assert planned.sources == {"mevb": ["Trigger01", "Trigger02"]}
+    assert planned.streams == ["EB"]
+    assert planned.notes == []
+    (own,) = planned.plans["ebfe01"].outputs
+    assert (own.source, own.buffer, own.ring) == ("Trigger01", "BUF01", "/run/exp/BUF01.Trigger01.ring")
+    assert (own.capacity_bytes, own.readers) == (8 << 20, ("mevb",))
+    assert own.equipment.readout == "read1"
+    builder = planned.plans["mevb"]
+    assert [stream.source for stream in builder.inputs] == ["Trigger01", "Trigger02"]
+    assert [(s.source, s.ring, s.readers) for s in builder.outputs] == [("EB", "/run/exp/SYSTEM.EB.ring", ("logger",))]
+    assert builder.settings == {"Policy": "build"}
+    assert (builder.odb_json, builder.file) == ("", "")
+    logger = planned.plans["logger"]
+    assert [stream.source for stream in logger.inputs] == ["EB"]
+    assert (logger.odb_json, logger.file, logger.outputs) == ("{}", "/data/run00001.mid", ())
+
+
+def test_all_may_share_one_buffer_told_apart_by_equipment() -> None:
+    planned = plan(frontend(1, buffer="BUFFER"), frontend(2, buffer="BUFFER"), BUILDER, LOGGER)
+    rings = [stream.ring for stream in planned.plans["mevb"].inputs]
+    assert rings == ["/run/exp/BUFFER.Trigger01.ring", "/run/exp/BUFFER.Trigger02.ring"]
+
+
+def test_what_the_odb_says_goes_before_what_the_code_declares() -> None:
+    moved = trigger(1, buffer="BUF77", period=7)
+    planned = plan(frontend(1), BUILDER, LOGGER, equipment={"TRIGGER01": moved, "EB": EB})
+    (own,) = planned.plans["ebfe01"].outputs
+    assert (own.source, own.buffer, own.equipment.period, own.equipment.readout) == (
+        "Trigger01",
+        "BUF77",
+        7,
+        "read1",
+    )
+
+
+def test_equipment_without_the_flag_goes_straight_to_the_logger() -> None:
+    slow = component("slow", "frontend", Equipment("Slow", type=EQ_PERIODIC))
+    planned = plan(frontend(1), slow, BUILDER, LOGGER)
+    assert planned.streams == ["EB", "Slow"]
+    assert planned.plans["slow"].outputs[0].readers == ("logger",)
+    assert planned.sources == {"mevb": ["Trigger01"]}
+
+
+def test_without_any_builder_marked_equipment_goes_straight_too() -> None:
+    planned = plan(frontend(1, buffer="SYSTEM"), LOGGER)
+    assert planned.streams == ["Trigger01"]
+    assert planned.plans["logger"].inputs[0].equipment.type == 130
+
+
+def test_disabled_equipment_has_no_stream() -> None:
+    planned = plan(frontend(1), frontend(2, enabled=False), BUILDER, LOGGER)
+    assert planned.plans["ebfe02"].outputs == ()
+    assert planned.sources == {"mevb": ["Trigger01"]}
+    assert planned.notes == []
+
+
+def test_enabled_equipment_whose_frontend_is_not_there_is_said() -> None:
+    tree = {"Trigger01": trigger(1), "Trigger09": trigger(9), "Off": trigger(3, enabled=False), "EB": EB}
+    planned = plan(frontend(1), BUILDER, LOGGER, equipment=tree, frontends={"Trigger09": "ebfe09"})
+    assert planned.sources == {"mevb": ["Trigger01"]}
+    assert planned.notes == [
+        "equipment Trigger09 is enabled, but its frontend ebfe09 is not running: it is no source of this run"
+    ]
+
+
+def test_a_monitor_watches_without_holding_anybody_up() -> None:
+    planned = plan(frontend(1), BUILDER, LOGGER, component("monitor", "monitor", reads="SYSTEM"))
+    (watched,) = planned.plans["monitor"].inputs
+    assert (watched.source, watched.readers) == ("EB", ("logger",))
+    assert planned.streams == ["EB"]
+
+
+REFUSALS = [
+    ([frontend(1), LOGGER], {"required": ["ebfe02"]}, "PREPARE needs ebfe02, which /Programs/ebfe02/Required"),
+    (
+        [
+            frontend(1),
+            BUILDER,
+            component("eb2", "builder", msgspec.structs.replace(EB, name="EB2"), reads="BUF0"),
+            LOGGER,
+        ],
+        {},
+        r"Trigger01 sends to buffer BUF01 .* which mevb \(-b BUF\) and eb2 \(-b BUF0\) both claim",
+    ),
+    (
+        [frontend(1, buffer="OTHER"), frontend(2), BUILDER, LOGGER],
+        {},
+        r"Trigger01 sends to buffer OTHER .* no builder reads it \(mevb reads -b BUF\)",
+    ),
+    (
+        [frontend(1, buffer="SYSTEM"), frontend(2), BUILDER, LOGGER],
+        {},
+        r"Trigger01 sends to buffer SYSTEM .* no builder reads it",
+    ),
+    (
+        [frontend(1, format="FIXED"), BUILDER, LOGGER],
+        {},
+        "Trigger01 has format FIXED, but its builder mevb builds MIDAS",
+    ),
+    ([frontend(1), LOGGER], {}, r"Trigger01 sends to buffer BUF01, which nobody reads \(logger reads SYSTEM\)"),
+    ([frontend(1), BUILDER], {}, r"EB sends to buffer SYSTEM, which nobody reads \(there is no logger\)"),
+    (
+        [frontend(1, buffer="SYSTEM"), LOGGER, component("log2", "logger", reads="SYSTEM")],
+        {},
+        "buffer SYSTEM, which logger and log2 both read",
+    ),
+    ([BUILDER, LOGGER], {}, r"builder mevb \(-b BUF\) has no source"),
+    (
+        [frontend(1), BUILDER, LOGGER],
+        {"equipment": {"EB": msgspec.structs.replace(EB, enabled=False), "Trigger01": trigger(1)}},
+        "builder mevb is running, but its equipment EB is not enabled",
+    ),
+]
+
+
+@pytest.mark.parametrize(("components", "fields", "text"), REFUSALS)
+def test_what_cannot_work_is_refused_by_name(components: list[Register], fields: dict[str, object], text: str) -> None:
+    with pytest.raises(TransitionError, match=text):
+        plan(*components, **fields)
+
+
+def test_a_type_from_another_midas_is_refused_by_name() -> None:
+    tree = {"Trigger01": trigger(1, type=66), "EB": EB}
+    with pytest.raises(SettingsError, match="'Trigger01' has type EQ_FRAGMENTED, which is not supported"):
+        plan(frontend(1), BUILDER, LOGGER, equipment=tree)
+
+
+def test_rings_have_safe_names_and_sizes() -> None:
+    assert ring_path(RUNTIME, "BUF 1", "a.b%") == RUNTIME / "BUF%201.a%2Eb%25.ring"
+    assert ring_path(RUNTIME, "A", "B.C") != ring_path(RUNTIME, "A.B", "C")
+    assert capacity_bytes("BUF01", {}) == 8_388_608
+    assert capacity_bytes("buf01", {"BUF01": 1_000_000}) == 1_048_576
+    assert capacity_bytes("BUF01", {"BUF01": 262_144}) == 262_144
+    with pytest.raises(SettingsError, match=r"'/Experiment/Buffer sizes/BUF01' is 100; .* at least 262144 bytes"):
+        capacity_bytes("BUF01", {"BUF01": 100})
