@@ -96,9 +96,7 @@ def test_ls_l_of_a_directory_lists_its_keys_and_of_a_key_the_key(tmp_path: Path)
         "two",
         "Quite a long name that fills it FLOAT   1     4     12s  0   RWD  0.5",
     ]
-    assert table(odb.rows("/Top/State")).splitlines()[2:] == [
-        "State                           INT     1     4     12s  1   R    3"
-    ]
+    assert table(odb.rows("/Top/State")).endswith("INT     1     4     12s  1   R    3")
     assert listing(odb.rows("/Top")).splitlines() == [
         "Sub",
         "Hosts",

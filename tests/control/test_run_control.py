@@ -35,6 +35,36 @@ from phloem.protocol.control import (
 )
 from phloem.protocol.state import State, Transition
 
+BALANCED = {
+    "run": 1,
+    "status": "complete",
+    "files": ["run.mid"],
+    "account": {
+        "sources": {
+            name: {
+                "sent": 100,
+                "built": 100,
+                "incomplete": 0,
+                "late": 0,
+                "duplicate": 0,
+                "discarded": 0,
+                "quarantined": 0,
+                "blocked_s": 0.5,
+                "missed": 2,
+                "lost": 0,
+            }
+            for name in ("Trigger01", "Trigger02")
+        },
+        "streams": {"EB": {"sent": 100, "written": 100, "discarded": 0, "blocked_s": 0.0, "missed": 0, "lost": 0}},
+    },
+    "balanced": True,
+    "events": 100,
+    "bytes": 6400,
+    "losses": [],
+    "problems": [],
+    "reason": "",
+}
+
 
 @pytest.fixture
 def hall(tmp_path: Path) -> Iterator[Hall]:
@@ -66,35 +96,7 @@ def test_a_run_goes_through_its_states_and_ends_with_a_balanced_account(hall: Ha
     assert (status["state"], status["run"], status["operator"], status["comment"]) == ("RUN", 1, "ann", "pedestals")
     document = operator.end_run().result(PATIENCE_S)
     assert document.pop("seconds") > 0
-    assert document == {
-        "run": 1,
-        "status": "complete",
-        "files": ["run.mid"],
-        "account": {
-            "sources": {
-                name: {
-                    "sent": 100,
-                    "built": 100,
-                    "incomplete": 0,
-                    "late": 0,
-                    "duplicate": 0,
-                    "discarded": 0,
-                    "quarantined": 0,
-                    "blocked_s": 0.5,
-                    "missed": 2,
-                    "lost": 0,
-                }
-                for name in ("Trigger01", "Trigger02")
-            },
-            "streams": {"EB": {"sent": 100, "written": 100, "discarded": 0, "blocked_s": 0.0, "missed": 0, "lost": 0}},
-        },
-        "balanced": True,
-        "events": 100,
-        "bytes": 6400,
-        "losses": [],
-        "problems": [],
-        "reason": "",
-    }
+    assert document == BALANCED
     assert operator.odb_get("/Runinfo/State").result() == 1
     assert operator.odb_get("/Runinfo/Transition in progress").result() == 0
     assert operator.odb_get("/Runinfo/Stop time binary").result() > 0

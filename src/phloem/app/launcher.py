@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -49,10 +49,14 @@ class Process(msgspec.Struct):
 
 
 class Launcher:
-    """``experiment``: what to start. Use as a context manager: leaving it ends what was started."""
+    """``experiment``: what to start. Use as a context manager: leaving it ends what was started.
 
-    def __init__(self, experiment: Experiment) -> None:
+    ``reset``: ODB paths below which the values of the experiment file and the code replace what the ODB has.
+    """
+
+    def __init__(self, experiment: Experiment, reset: Sequence[str] = ()) -> None:
         self.experiment = experiment
+        self._reset = reset
         self.runtime_dir = runtime_dir(experiment.experiment.name, experiment.data_dir)
         self.processes: list[Process] = []
         self._operator: Operator | None = None
@@ -74,7 +78,7 @@ class Launcher:
         """Start run control, logger, builders and frontends; return when all have registered."""
         self.experiment.data_dir.mkdir(parents=True, exist_ok=True)
         self._refuse_second()
-        self._spawn("core", ["core"])
+        self._spawn("core", ["core", *(part for path in self._reset for part in ("--reset", path))])
         self._wait_until(self._listening, "run control listens", should_stop)
         names = []
         if self.experiment.logger is not None:

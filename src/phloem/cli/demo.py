@@ -76,7 +76,7 @@ def _write(path: Path, text: str) -> None:
 def _run(experiment: Experiment, options: DemoOptions, seconds: float, quiet: bool) -> tuple[dict[str, Any], bool]:
     """Start everything, take one run, end everything."""
     console = Console(stderr=True)
-    with Launcher(experiment) as launcher:
+    with Launcher(experiment, reset=["/Equipment"]) as launcher:
         console.print(
             f"starting run control, {options.frontends} frontends, event builder and logger ...", highlight=False
         )

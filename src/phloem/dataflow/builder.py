@@ -169,7 +169,8 @@ class EventBuilder(Component):
         why = self._build(kernel)
         if why is None or why == Stop.ROOM:
             return
-        if why == Stop.DONE and all(source.ended for source in self._sources):
+        # The sources may all have ended before run control asks this one: there is nobody to answer until then.
+        if self._finishing and why == Stop.DONE and all(source.ended for source in self._sources):
             self._finish(kernel)
             return
         self._wait_for_input(kernel)

@@ -256,18 +256,22 @@ class Component:
         if self._open_request is not None and self._open_request.id == request.id:
             return
         self.settings.update({name: dict(values) for name, values in request.settings.items()})
+        ends = request.transition in (Transition.END, Transition.RELEASE)
+        if ends and self.state is State.STOP:  # another component failed first: there is nothing to undo here
+            self._reply(request, TransitionReply(request.id))
+            return
         self._busy = True
-        before = self.state
+        before, run_before = self.state, self.run_info
         try:
             target = after(self.state, request.transition)
             self.run_info = request.run
             self._open_request = request
             result = self._handlers[request.transition](request)
         except PhloemError as error:
-            self.state = before
+            self._undo(ends, before, run_before)
             self._failed(request, str(error))
         except Exception as error:  # noqa: BLE001  user code may raise anything; run control must know
-            self.state = before
+            self._undo(ends, before, run_before)
             self.message(traceback.format_exc(), "error")
             self._failed(request, f"{type(error).__name__}: {error}")
         else:
@@ -277,6 +281,11 @@ class Component:
                 self._reply(request, TransitionReply(request.id, result=result))
         finally:
             self._busy = False
+
+    def _undo(self, ends: bool, state: State, run: RunInfo | None) -> None:
+        """A handler failed. An end is never undone: whatever went wrong, the run is over here."""
+        self.state = State.STOP if ends else state
+        self.run_info = None if ends else run
 
     def _failed(self, request: TransitionRequest, text: str) -> None:
         self._open_request = None

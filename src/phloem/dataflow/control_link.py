@@ -55,16 +55,19 @@ class ControlLink:
         self._thread.start()
         self.started = True
         self.send(register)
-        try:
-            answer = self._inbox.get(timeout=timeout_s)
-        except queue.Empty:
-            raise UnreachableError(
-                f"run control does not answer at {self._address}; start it with `phloem up` or `phloem core`"
-            ) from None
-        if isinstance(answer, Refused):
-            raise SettingsError(answer.reason)
-        if not isinstance(answer, Registered):
-            raise ProtocolError(f"run control answered Register with {type(answer).__name__}")
+        until_s = time.monotonic() + timeout_s
+        while True:
+            try:
+                answer = self._inbox.get(timeout=max(0.0, until_s - time.monotonic()))
+            except queue.Empty:
+                raise UnreachableError(
+                    f"run control does not answer at {self._address}; start it with `phloem up` or `phloem core`"
+                ) from None
+            if isinstance(answer, Refused):
+                raise SettingsError(answer.reason)
+            if isinstance(answer, Registered):
+                break
+            # A setting that changed while run control took us in is in its answer too.
         self._registered.set()
         return answer
 

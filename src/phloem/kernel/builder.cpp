@@ -123,14 +123,11 @@ bool Builder::judge(Source& s, Fragment& f) {
         s.started = true;
         s.highest = epoch_ + static_cast<int64_t>(static_cast<int32_t>(serial - static_cast<uint32_t>(epoch_)));
         f.serial = s.highest;
-        // What came before the first one is not known to have been seen: within the window it may still come,
-        // but not before serial number 0 of a run that began there.
-        const uint64_t back = std::min<uint64_t>(options_.window, serial);
-        if (back > 0) {
-            s.missed.emplace_back(s.highest - back, s.highest - 1);
-            ++n_missed_;
-        }
-        s.next_pass = s.highest - (options_.reorder ? std::min<uint64_t>(back, options_.reorder) : 0);
+        // What came before the first one has not been seen: within reach of `reorder` it may still come, but
+        // nothing is passed on from before serial number 0 of a run that began there.
+        s.missed.emplace_back(s.highest - std::min<uint64_t>(options_.window, s.highest), s.highest - 1);
+        ++n_missed_;
+        s.next_pass = s.highest - std::min(serial, options_.reorder);
         if (f.serial < s.floor) {
             ++s.fates.late;
             return false;
@@ -174,19 +171,20 @@ bool Builder::judge(Source& s, Fragment& f) {
         s.missed.erase(s.missed.begin());
         --n_missed_;
     }
-    if (f.serial < s.floor) {
+    if (f.serial < std::max(s.floor, s.next_pass)) {
         ++s.fates.late;
         return false;
     }
     return true;
 }
 
-// Passed on in rising order: what follows without a gap, and what nothing lower can come before any more.
-void Builder::pass_on(Source& s) {
+// Passed on in rising order: what follows without a gap, and what nothing lower can come before any more. `all`:
+// the source has ended and everything of it has been read, so that it holds nothing back.
+void Builder::pass_on(Source& s, bool all) {
     while (s.ready < s.held.size()) {
         const uint64_t serial = s.held[s.ready].serial;
-        const bool nothing_lower = serial <= s.next_pass || serial + options_.reorder <= s.highest || s.ended;
-        if (!nothing_lower) return;
+        const bool nothing_lower = serial <= std::max(s.next_pass, s.floor) || serial + options_.reorder <= s.highest;
+        if (!nothing_lower && !all) return;
         s.next_pass = serial + 1;
         ++s.ready;
     }
@@ -197,7 +195,7 @@ bool Builder::pull(Source& s) {
     Fragment f{};
     while (s.ready == 0) {
         if (!read_fragment(s, f)) {
-            pass_on(s);  // an ended source holds nothing back
+            pass_on(s, s.ended);
             return s.ready > 0;
         }
         if (!judge(s, f)) {
@@ -207,7 +205,7 @@ bool Builder::pull(Source& s) {
         auto place = std::upper_bound(s.held.begin(), s.held.end(), f.serial,
                                       [](uint64_t serial, const Fragment& other) { return serial < other.serial; });
         s.held.insert(place, f);
-        pass_on(s);
+        pass_on(s, false);
     }
     return true;
 }
@@ -278,7 +276,7 @@ Builder::Built Builder::build(uint8_t* out, size_t room, size_t meta_room) {
                 ++(discard ? s.fates.discarded : incomplete ? s.fates.incomplete : s.fates.built);
                 drop_head(s);
             } else if (s.absent && !s.ended) {
-                mark(i, Cause::silence, serial, serial);
+                mark(i, Cause::silence, serial);
             }
         }
         next_serial_ = serial + 1;
@@ -344,17 +342,24 @@ uint32_t Builder::oldest_serial() const {
 
 std::vector<uint32_t> Builder::waited_for() const {
     std::vector<uint32_t> found;
-    if (!has_open()) return found;
+    uint64_t oldest = UINT64_MAX;
+    for (const Source& s : sources_)
+        if (!s.held.empty()) oldest = std::min(oldest, s.held.front().serial);
+    if (oldest == UINT64_MAX) return found;
     for (uint32_t i = 0; i < sources_.size(); ++i) {
         const Source& s = sources_[i];
-        if (s.ready == 0 && !s.ended && !s.absent) found.push_back(i);
+        if (s.ready == 0 && !s.ended && !s.absent && s.floor <= oldest) found.push_back(i);
     }
     return found;
 }
 
-void Builder::mark(uint32_t source, Cause cause, uint64_t first, uint64_t last) {
+// Closes everything up to `last` that the source has not passed on, numbers that no source had included: what
+// comes of them now is late, and a rebuild must know it.
+void Builder::mark(uint32_t source, Cause cause, uint64_t last) {
     Source& s = sources_[source];
-    s.floor = std::max(s.floor, last + 1);
+    const uint64_t first = std::max(s.next_pass, s.floor);
+    if (first > last) return;
+    s.floor = last + 1;
     for (auto m = marks_.rbegin(); m != marks_.rend(); ++m) {
         if (m->source != source) continue;
         if (m->cause == cause && m->last + 1 == first) {
@@ -368,12 +373,10 @@ void Builder::mark(uint32_t source, Cause cause, uint64_t first, uint64_t last) 
 
 void Builder::close_without(uint32_t source, Cause cause) {
     Source& s = sources_.at(source);
-    if (s.ready > 0 || s.ended) return;
+    if (pull(s) || s.ended) return;
     if (!s.held.empty()) {  // held back for lower ones that do not come: give those up and pass it on
-        const uint64_t serial = s.held.front().serial;
-        mark(source, cause, s.next_pass, serial - 1);
-        s.next_pass = serial;
-        pass_on(s);
+        mark(source, cause, s.held.front().serial - 1);
+        pass_on(s, false);
         return;
     }
     if (cause == Cause::silence) {
@@ -383,7 +386,7 @@ void Builder::close_without(uint32_t source, Cause cause) {
     uint64_t oldest = UINT64_MAX;
     for (const Source& other : sources_)
         if (other.ready) oldest = std::min(oldest, other.held.front().serial);
-    if (oldest != UINT64_MAX) mark(source, cause, oldest, oldest);
+    if (oldest != UINT64_MAX) mark(source, cause, oldest);
 }
 
 std::vector<Mark> Builder::take_marks() { return std::exchange(marks_, {}); }

@@ -31,7 +31,7 @@ struct Fates {
 struct Mark {
     uint32_t source;
     Cause cause;
-    uint64_t first, last;  // serial numbers, unwrapped
+    uint64_t first, last;  // serial numbers, unwrapped; 0 if the source had passed on nothing before
 };
 
 struct InputFrame {
@@ -119,7 +119,7 @@ class Builder {
     bool pull(Source& s);  // makes held[0] the next fragment to match, if there is one
     bool read_fragment(Source& s, Fragment& out);
     bool judge(Source& s, Fragment& f);
-    void pass_on(Source& s);
+    void pass_on(Source& s, bool all);
     void decide(Source& s, uint64_t frame);
     void quarantine_rest(Source& s);
     void release_front(Source& s);
@@ -127,7 +127,7 @@ class Builder {
     uint8_t* compose(uint8_t* out, uint64_t serial, size_t banks_size, bool incomplete);
     size_t missing_bank_size(uint64_t serial) const;
     uint8_t* put_missing_bank(uint8_t* p, uint64_t serial) const;
-    void mark(uint32_t source, Cause cause, uint64_t first, uint64_t last);
+    void mark(uint32_t source, Cause cause, uint64_t last);
 
     BuilderOptions options_;
     std::vector<Source> sources_;
