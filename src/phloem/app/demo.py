@@ -19,6 +19,7 @@ class DemoOptions(msgspec.Struct, frozen=True):
     checker: bool = False
     data_dir: str = "data"
     latency: bool = False
+    buffer_bytes: int = 0
 
 
 def experiment_text(options: DemoOptions) -> str:
@@ -27,6 +28,8 @@ def experiment_text(options: DemoOptions) -> str:
     checker = (
         'code = "phloem.dataflow.checker:Checker"   # reads every byte and writes nothing\n' if options.checker else ""
     )
+    size = options.buffer_bytes
+    sizes = f'\n[odb]\n"/Experiment/Buffer sizes/BUF" = {size}\n' if size else ""
     return f"""# An experiment of phloem: start it with `phloem up THIS-FILE`, begin a run with `phloem start`.
 
 [experiment]
@@ -39,7 +42,7 @@ buffer = "SYSTEM"          # what goes to disk
 [builder.EB]
 buffer = "BUF"             # joins all EQ_EB equipment whose buffer begins with BUF
 destination = "SYSTEM"
-{frontends}"""
+{frontends}{sizes}"""
 
 
 def _frontend(options: DemoOptions, index: int) -> str:

@@ -1,11 +1,12 @@
-"""A logger that writes nothing: it reads every byte, checks every serial number, and measures latency.
+"""A logger that writes nothing: `Checker` reads every byte and checks every serial number.
 
-For benchmarks and for trying an experiment without a disk. With a bank TIME (UINT64, ns of the monotonic clock) in the
-events, the time from the frontend's send to the arrival here is the latency.
+For benchmarks and for trying an experiment without a disk. `LatencyChecker` also measures the time from the read in
+a frontend (a bank whose name begins with TI: UINT64, ns of the monotonic clock) to the arrival of the event here.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from typing import ClassVar
 
 import msgspec
@@ -17,9 +18,9 @@ from phloem.formats.midas.events import decode_event
 from phloem.kernel import Frame, FrameKind, check_events, monotonic_ns
 from phloem.protocol.control import ComponentStatus, TransitionRequest
 
-__all__ = ["Checker"]
+__all__ = ["Checker", "LatencyChecker"]
 
-SAMPLE_EVENTS_PER_S = 20_000  # above this rate latency is not looked at: decoding would hold the reader up
+KEPT = 100_000  # latencies of so many events, the last ones
 
 
 class Checker(Logger):
@@ -31,20 +32,33 @@ class Checker(Logger):
         super().__init__(name, place, reads)
         self._expected: dict[str, int] = {}
         self._wrong = 0
-        self._latencies_ms: list[float] = []
 
     def open_run(self, request: TransitionRequest) -> None:
         self._expected = {}
         self._wrong = 0
-        self._latencies_ms = []
 
     def count(self, stream: LoggerInput, frame: Frame) -> None:
         if frame.kind == FrameKind.EVENTS and frame.n_events:
-            if frame.n_events < SAMPLE_EVENTS_PER_S // 200:
-                self._measure(frame)
             expected = self._expected.get(stream.name, frame.first_serial)
             _, self._expected[stream.name], wrong, _ = check_events(frame, expected)
             self._wrong += wrong
+        super().count(stream, frame)
+
+    def status(self) -> ComponentStatus:
+        status = super().status()
+        return msgspec.structs.replace(status, counters={**status.counters, "out_of_order": self._wrong})
+
+
+class LatencyChecker(Checker):
+    """The same, and how long each event took to come here."""
+
+    def open_run(self, request: TransitionRequest) -> None:
+        super().open_run(request)
+        self._latencies_ms: deque[float] = deque(maxlen=KEPT)
+
+    def count(self, stream: LoggerInput, frame: Frame) -> None:
+        if frame.kind == FrameKind.EVENTS:
+            self._measure(frame)
         super().count(stream, frame)
 
     def _measure(self, frame: Frame) -> None:
@@ -53,15 +67,15 @@ class Checker(Logger):
         while at < len(body):
             event, at = decode_event(body, at)
             at += -at % 8
-            times = [bank.values[0] for bank in event.banks if bank.name.startswith("TI")]
-            if times and len(self._latencies_ms) < 1_000_000:
-                self._latencies_ms.append((now_ns - int(max(times))) / 1e6)
+            times = [int(bank.values[0]) for bank in event.banks if bank.name.startswith("TI")]
+            if times:
+                self._latencies_ms.append((now_ns - max(times)) / 1e6)
 
     def status(self) -> ComponentStatus:
         status = super().status()
-        rates = dict(status.rates)
-        latencies = self._latencies_ms[-10_000:]
-        if latencies:
-            rates["latency_ms_median"] = float(np.median(latencies))
-            rates["latency_ms_99"] = float(np.percentile(latencies, 99))
-        return msgspec.structs.replace(status, rates=rates, counters={**status.counters, "out_of_order": self._wrong})
+        latencies = list(getattr(self, "_latencies_ms", ()))
+        if not latencies:
+            return status
+        median, worst = np.percentile(latencies, [50, 99])
+        rates = {**status.rates, "latency_ms_median": float(median), "latency_ms_99": float(worst)}
+        return msgspec.structs.replace(status, rates=rates)

@@ -1,4 +1,4 @@
-"""What the builder means, in plain Python: the specification to which the tests hold the C++ of `phloem.kernel.Builder`.
+"""What the builder means, in plain Python: the specification to which the tests hold `phloem.kernel.Builder`, in C++.
 
 Written for reading, not for speed. A fragment's way:
 
@@ -94,9 +94,9 @@ class Source:
         self.highest = max(self.highest, serial)
         if known:
             return "duplicate"
-        if self.highest - serial > self.reorder or serial < (self.open_from or serial):
-            return "late"
-        return None
+        behind = self.highest - serial > self.reorder
+        decided = self.open_from is not None and serial < self.open_from
+        return "late" if behind or decided else None
 
     def add(self, fragment: Fragment) -> None:
         """Judge, and hold until it can be passed on."""
@@ -109,9 +109,8 @@ class Source:
 
     def pass_on(self) -> None:
         """Pass on, lowest first, what nothing lower can come before any more."""
-        while self.held:
+        while self.held and self.highest is not None:
             lowest = min(self.held)
-            assert self.highest is not None
             follows = self.open_from is not None and lowest <= self.open_from
             if not follows and lowest > self.highest - self.reorder and not self.ended:
                 return
@@ -244,7 +243,7 @@ class Builder:
             if source.has(serial):
                 source.passed_on.popleft()
                 source.fates[fate] += 1
-            elif source.absent:
+            elif source.absent and not source.ended:
                 self._mark(source, Cause.SILENCE, serial)
 
     # ------------------------------------------------------------------ what timing forces

@@ -1,0 +1,215 @@
+"""Stories for the property tests: what sources send, in which frames, and what else happens to a builder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from tests.kernel.fragments import BANK, BANK32, BANK32A, body, broken_events, event
+
+RUN = 7
+ROOMY = 1 << 20
+NAMES = ["Trigger01", "Trigger02", "Trigger03", "Trigger04"]
+# The same examples each time; PHLOEM_EXAMPLES=20000 searches at random, and longer.
+_asked = os.environ.get("PHLOEM_EXAMPLES")
+LAW = settings(
+    max_examples=int(_asked or 150),
+    derandomize=_asked is None,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+
+class AnyBuilder(Protocol):
+    """What the kernel's builder and the reference have in common."""
+
+    def begin_run(self, run: int) -> None: ...
+    def add_bytes(self, source: int, run: int, body: bytes, n_events: int, sequence: int) -> None: ...
+    def end_source(self, source: int) -> None: ...
+    def build(self, room: int) -> tuple[bytes, int, int, int]: ...
+    def waited_for(self) -> list[int]: ...
+    def close_without(self, source: int, cause: int) -> None: ...
+    def fates(self, source: int) -> tuple[int, int, int, int, int, int, int]: ...
+    def take_marks(self) -> list[tuple[int, int, int, int]]: ...
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a builder is made."""
+
+    n_sources: int
+    reorder: int = 0
+    window: int = 16
+    on_incomplete: int = 0
+
+
+@dataclass(frozen=True)
+class Add:
+    """A frame comes."""
+
+    source: int
+    run: int
+    events: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class Close:
+    """Time or space asks to go on without a source."""
+
+    source: int
+    cause: int
+
+
+@dataclass(frozen=True)
+class Build:
+    """Events are built into ``room`` bytes."""
+
+    room: int
+
+
+@dataclass(frozen=True)
+class End:
+    """A source's END_OF_RUN."""
+
+    source: int
+
+
+Step = Add | Close | Build | End
+
+# Runs begin at 0; the others are runs that go through the wrap of the 32-bit number, or were found half-way.
+starts = st.sampled_from([0, 0, 1, 3, 100, 2**31 - 4, 2**32 - 1, 2**32 - 6, 2**32 - 40])
+
+
+@st.composite
+def fragments(draw: st.DrawFn, serial: int, source: int) -> bytes:
+    """One valid fragment, of any format, whose bytes tell it from others."""
+    banks = [
+        (b"%c%02d%c" % (65 + i, source, 48 + i), draw(st.sampled_from([1, 4, 6, 10])), draw(st.binary(max_size=20)))
+        for i in range(draw(st.integers(0, 2)))
+    ]
+    return event(
+        serial, banks, draw(st.sampled_from([BANK, BANK32, BANK32A])), time_stamp=draw(st.integers(0, 2**32 - 1))
+    )
+
+
+@st.composite
+def options(draw: st.DrawFn) -> Options:
+    """Any builder."""
+    reorder = draw(st.integers(0, 4))
+    window = reorder + draw(st.integers(1, 12))
+    return Options(draw(st.integers(1, 4)), reorder, window, draw(st.sampled_from([0, 0, 0, 1, 2])))
+
+
+@st.composite
+def _some_events(draw: st.DrawFn, start: int, source: int) -> tuple[bytes, ...]:
+    out = []
+    for _ in range(draw(st.integers(0, 4))):
+        serial = start + draw(st.integers(-6, 20))
+        if draw(st.integers(0, 7)) == 0:
+            out.append(draw(st.sampled_from(broken_events(serial))).data)
+        else:
+            out.append(draw(fragments(serial, source)))
+    return tuple(out)
+
+
+@st.composite
+def chaos(draw: st.DrawFn) -> tuple[Options, list[Step]]:
+    """Anything at all, in any order."""
+    made, start = draw(options()), draw(starts)
+    sources = st.integers(0, made.n_sources - 1)
+    steps: list[Step] = []
+    for kind in draw(st.lists(st.sampled_from("aaaaabbbce"), max_size=40)):
+        source = draw(sources)
+        if kind == "a":
+            run = RUN if draw(st.integers(0, 15)) else RUN - 1
+            steps.append(Add(source, run, draw(_some_events(start, source))))
+        elif kind == "b":
+            steps.append(Build(draw(st.sampled_from([0, 23, 24, 60, 100, 300, ROOMY, ROOMY]))))
+        elif kind == "c":
+            steps.append(Close(source, draw(st.integers(1, 2))))
+        elif draw(st.integers(0, 3)) == 0:
+            steps.append(End(source))
+    return made, steps
+
+
+@st.composite
+def streams(draw: st.DrawFn, made: Options, start: int, length: int = 24) -> list[list[bytes]]:
+    """What each source sends in a run that goes mostly well: some lost, some twice, some out of order."""
+    out = []
+    for source in range(made.n_sources):
+        serials = [start + i for i in range(length)]
+        for fault in draw(st.lists(st.sampled_from("lds"), max_size=6)):
+            at = draw(st.integers(0, max(0, len(serials) - 1)))
+            if fault == "l":
+                del serials[at : at + draw(st.integers(1, 3))]
+            elif fault == "d":
+                serials.insert(draw(st.integers(0, len(serials))), serials[at] if serials else start)
+            elif at + 1 < len(serials):
+                other = min(len(serials) - 1, at + draw(st.integers(1, 4)))
+                serials[at], serials[other] = serials[other], serials[at]
+        out.append([draw(fragments(serial, source)) for serial in serials])
+    return out
+
+
+@st.composite
+def arrival(draw: st.DrawFn, sent: Sequence[Sequence[bytes]], builds: bool = True) -> list[Step]:
+    """One way in which the streams may arrive: frames cut anywhere, sources in any order, builds in between."""
+    left = [list(events) for events in sent]
+    steps: list[Step] = []
+    open_sources = list(range(len(left)))
+    while open_sources:
+        source = draw(st.sampled_from(tuple(open_sources)))
+        if not left[source]:
+            steps.append(End(source))
+            open_sources.remove(source)
+            continue
+        cut = draw(st.integers(1, 9))
+        steps.append(Add(source, RUN, tuple(left[source][:cut])))
+        del left[source][:cut]
+        if builds and draw(st.booleans()):
+            steps.append(Build(draw(st.sampled_from([ROOMY, 200, 64]))))
+    return steps
+
+
+class Telling:
+    """Tells a story to a builder, and gathers what it says."""
+
+    def __init__(self, builder: AnyBuilder) -> None:
+        self.builder = builder
+        builder.begin_run(RUN)
+        self.out = b""
+        self.marks: list[tuple[int, int, int, int]] = []
+        self._kept: list[bytes] = []  # the kernel looks at the bytes where they are
+
+    def tell(self, step: Step) -> tuple[bytes, int, int, int] | None:
+        """One step; what `build` said, if it was one."""
+        match step:
+            case Add(source, run, events):
+                self._kept.append(body(events))
+                self.builder.add_bytes(source, run, self._kept[-1], len(events), len(self._kept))
+            case Close(source, cause):
+                self.builder.close_without(source, cause)
+            case End(source):
+                self.builder.end_source(source)
+            case Build(room):
+                said = self.builder.build(room)
+                self.out += said[0]
+                self.marks += self.builder.take_marks()
+                return said
+        return None
+
+    def tell_all(self, steps: Sequence[Step]) -> bytes:
+        """All steps, and then all that can still be built; every event's bytes."""
+        for step in steps:
+            self.tell(step)
+        self.tell(Build(ROOMY))
+        return self.out
+
+    def account(self, n_sources: int) -> list[tuple[int, int, int, int, int, int, int]]:
+        """The fates of all sources."""
+        return [self.builder.fates(source) for source in range(n_sources)]
