@@ -34,10 +34,12 @@ def add_to(app: typer.Typer) -> None:
 
 
 def follow(call: Call[Any]) -> Any:
-    """The result of a call; its progress goes to stderr."""
+    """The result of a call. Whom it waits for goes to stderr, once it takes longer than a second."""
     for response in call:
-        if response.kind == "progress":
-            messages.print(f"  {response.value}", highlight=False)
+        waits = response.value if response.kind == "progress" and isinstance(response.value, dict) else {}
+        if waits.get("waiting_for"):
+            names = ", ".join(waits["waiting_for"])
+            messages.print(f"{waits['transition']} waits for {names} ({waits['seconds']:.0f} s)", highlight=False)
     return call.result()
 
 

@@ -41,7 +41,8 @@ class LoggerInput:
         self.begun = False
         self.ended = False
         self.written = 0
-        self.sent: int | None = None
+        self.sent: int | None = None  # as the newest frame says: the source's own count
+        self.gone = False
 
 
 class Logger(Component):
@@ -144,12 +145,11 @@ class Logger(Component):
     def count(self, stream: LoggerInput, frame: Frame) -> None:
         """One frame of this run is dealt with."""
         stream.begun = True
+        stream.sent = frame.total_events
         if frame.kind == FrameKind.EVENTS:
             stream.written += frame.n_events
             self._events += frame.n_events
             self._bytes += frame.body_size
-        elif frame.kind == FrameKind.END_OF_RUN:
-            stream.sent = frame.total_events
 
     def _foreign(self, stream: LoggerInput, frame: Frame) -> None:
         if frame.n_events and frame.kind == FrameKind.EVENTS:
@@ -226,7 +226,7 @@ class Logger(Component):
             return
         if receiver.settle() and receiver.has_data:
             return
-        stream.ended = True
+        stream.ended = stream.gone = True
         self.message(f"{self.name}: {stream.name} is gone and has not ended the run", "warning")
 
     # ------------------------------------------------------------------ the end
@@ -236,7 +236,8 @@ class Logger(Component):
         self._end_request = None
         key = "written" if self._writer is not None else "discarded"
         told = {stream.name: {key: stream.written} for stream in self._inputs}
-        results = [*request.collected.values(), {"written": told}]
+        gone = {s.name: {"sent": s.sent} for s in self._inputs if s.gone and s.sent is not None}
+        results = [*request.collected.values(), {"written": told, "sent": gone}]
         account = Account.assembled(results, [stream.name for stream in self._inputs])
         writer = self._writer
         if writer is not None:
@@ -250,7 +251,7 @@ class Logger(Component):
                 raise
             self._bytes = writer.bytes
             self._writer = None
-        self.done({"written": told, "files": self._files, "events": self._events, "bytes": self._bytes})
+        self.done({"written": told, "sent": gone, "files": self._files, "events": self._events, "bytes": self._bytes})
 
     def _write_run_event(self, begin: bool, number: int, odb: bytes) -> None:
         writer = self._writer
