@@ -27,9 +27,10 @@ HEAD_AT, RESERVED_AT, PUBLISHED_AT, LAST_AT = 256, 320, 384, 448
 SLOTS_AT, SLOT_SIZE, BODY_AT = 1024, 256, 4096
 FRAME = struct.Struct("<4sHHIHHQQQIIIIQQQQQ32s")
 FRAME_FIELDS = (
-    "magic version kind run lane flags sequence body_size meta_size n_events first_serial next_serial crc32c "
-    "time_ns total_events total_bytes generation size reserved"
-).split()
+    *("magic", "version", "kind", "run", "lane", "flags", "sequence", "body_size", "meta_size", "n_events"),
+    *("first_serial", "next_serial", "crc32c", "time_ns", "total_events", "total_bytes", "generation", "size"),
+    "reserved",
+)
 
 
 @contextmanager
@@ -125,12 +126,16 @@ def child(script: str, *args: object) -> Iterator[subprocess.Popen[bytes]]:
     root = Path(__file__).parents[2]
     path = os.pathsep.join(part for part in (os.environ.get("PYTHONPATH", ""), str(root)) if part)
     process = subprocess.Popen(
-        [sys.executable, "-m", script, *map(str, args)], env={**os.environ, "PYTHONPATH": path}, stdin=subprocess.PIPE
+        [sys.executable, "-m", script, *map(str, args)],
+        env={**os.environ, "PYTHONPATH": path},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
     try:
         yield process
     finally:
         process.kill()
         process.wait()
-        if process.stdin:
-            process.stdin.close()
+        for pipe in (process.stdin, process.stdout):
+            if pipe:
+                pipe.close()

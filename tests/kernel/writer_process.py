@@ -1,4 +1,4 @@
-"""A process that writes into a ring until it is killed: ``python -m tests.kernel.writer_process RING PROGRESS BATCH``.
+"""A process that writes into a ring until it is killed. Arguments: RING PROGRESS BATCH READER...
 
 Each event's payload is its own serial number, again and again. The first word of the progress file is the serial
 number that comes next, stored when the send has returned; the second is 1 while this process runs.
@@ -9,8 +9,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from phloem.kernel import RingWriter
 from tests.kernel.rings import CAPACITY, RUN, Progress
+
+from phloem.kernel import RingWriter
 
 
 def payload(serial: int) -> bytes:
@@ -18,10 +19,10 @@ def payload(serial: int) -> bytes:
     return serial.to_bytes(4, "little") * (1 + serial % 37)
 
 
-def write(path: str, progress: Progress, batch: int) -> None:
+def write(path: str, progress: Progress, batch: int, readers: list[str]) -> None:
     """Send for ever."""
-    writer = RingWriter(path, "Trigger01", "BUF01", CAPACITY, ["EB"], max_frame=2048, flush_ns=50_000)
-    if not writer.continued:
+    writer = RingWriter(path, "Trigger01", "BUF01", CAPACITY, readers, max_frame=2048, flush_ns=50_000)
+    if writer.run != RUN:
         writer.begin_run(RUN)
     serial = writer.next_serial
     progress[1] = 1
@@ -41,4 +42,4 @@ def write(path: str, progress: Progress, batch: int) -> None:
 
 
 if __name__ == "__main__":
-    write(sys.argv[1], Progress(Path(sys.argv[2])), int(sys.argv[3]))
+    write(sys.argv[1], Progress(Path(sys.argv[2])), int(sys.argv[3]), sys.argv[4:])

@@ -8,6 +8,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+COLUMNS = ("sent", "built", "incomplete", "late", "duplicate", "discarded", "quarantined", "lost")
+ALWAYS = ("sent", "built", "lost")
+
 __all__ = ["account_table", "size_text", "status_table"]
 
 COLOURS = {"ok": "green", "warning": "yellow", "error": "red", "gone": "red"}
@@ -69,7 +72,8 @@ def _row(part: dict[str, Any]) -> list[RenderableType]:
 
 def account_table(document: dict[str, Any]) -> RenderableType:
     """The account of a closed run: a row for each source and each stream."""
-    names = ("sent", "built", "incomplete", "late", "duplicate", "discarded", "quarantined", "lost")
+    sources = document["account"]["sources"].values()
+    names = [n for n in COLUMNS if n in ALWAYS or any(part.get(n) for part in sources)]  # room for what happened
     verdict = ("balanced", "bold green") if document["balanced"] else ("NOT BALANCED", "bold white on red")
     head = Text.assemble(
         f"run {document['run']} {document['status']}: {document['events']:,} events, "
@@ -88,7 +92,8 @@ def account_table(document: dict[str, Any]) -> RenderableType:
         streams.add_column(name, justify="right")
     for stream, part in document["account"]["streams"].items():
         streams.add_row(stream, *[_count(part.get(name), name) for name in ("sent", "written", "lost")])
-    return Group(head, Text(""), table, Text(""), streams)
+    parts = [table, Text("")] if document["account"]["sources"] else []
+    return Group(head, Text(""), *parts, *([streams] if document["account"]["streams"] else []))
 
 
 def _count(value: int | None, name: str) -> Text:

@@ -20,7 +20,7 @@ from phloem.protocol.control import Plan, Register, Stream
 
 __all__ = ["DEFAULT_CAPACITY_BYTES", "Planned", "Wishes", "capacity_bytes", "ring_path", "work_out"]
 
-DEFAULT_CAPACITY_BYTES = 8 << 20  # fits the cache, holds 8 frames of the largest usual size
+DEFAULT_CAPACITY_BYTES = 4 << 20  # fits the cache, holds 8 frames of the largest usual size
 _STEP_BYTES = 64 << 10  # rings are a multiple of this (datapath, section 1)
 _SMALLEST_BYTES = 4 * _STEP_BYTES  # a frame is at most half the ring, 64 kB are kept for border frames
 

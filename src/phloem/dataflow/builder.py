@@ -187,24 +187,29 @@ class EventBuilder(Component):
             if taken is None:
                 return
             source.silent_s = 0.0
-            if taken.kind == FrameKind.EVENTS:
-                if taken.run == self._run_number and not source.begun:
-                    source.begun = True  # its BEGIN_OF_RUN was read before this process began
+            if taken.run != self._run_number:
+                self._drop_foreign(kernel, source, taken)
+            elif taken.kind == FrameKind.EVENTS:
+                source.begun = True
                 kernel.add_frame(source.number, taken)
                 source.last_total = taken.total_events
             else:
                 source.border = taken
 
+    def _drop_foreign(self, kernel: Builder, source: _Source, frame: Frame) -> None:
+        """Of a run that is closed: it has its place in that run's account, as lost, and none in this one's."""
+        if frame.kind == FrameKind.EVENTS and frame.n_events:
+            self._warn(f"{source.name} has {frame.n_events} fragments of run {frame.run} in its ring; they are dropped")
+        kernel.add_border(source.number, frame)
+
     def _take_border(self, kernel: Builder, source: _Source, frame: Frame) -> None:
         """A border or text: it goes into the file as it is, in its place among the source's events."""
-        if frame.run == self._run_number:
-            if frame.kind == FrameKind.BEGIN_OF_RUN:
-                source.begun = True
-            elif frame.kind == FrameKind.END_OF_RUN:
-                source.sent = frame.total_events
-                source.ended = True
-            self._commit(kernel)
-            self._send_frame(FrameKind.INFO, bytes(frame.body), frame.n_events, kernel)
+        source.begun = True
+        if frame.kind == FrameKind.END_OF_RUN:
+            source.sent = frame.total_events
+            source.ended = True
+        self._commit(kernel)
+        self._send_frame(FrameKind.INFO, bytes(frame.body), frame.n_events, kernel)
         kernel.add_border(source.number, frame)
         if source.ended:
             kernel.end_source(source.number)

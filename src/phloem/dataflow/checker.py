@@ -27,6 +27,7 @@ class Checker(Logger):
     """In the place of the logger; what it takes counts as discarded."""
 
     kind: ClassVar[str] = "logger"
+    hold_s: ClassVar[float] = 0.0
 
     def __init__(self, name: str, place: Place, reads: str = "SYSTEM") -> None:
         super().__init__(name, place, reads)

@@ -26,7 +26,9 @@ from phloem.transport.shm import Doorbell, Receiver
 
 __all__ = ["Logger", "LoggerInput"]
 
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 20  # written at once, at most
+ENOUGH_BYTES = 128 << 10  # worth a write by itself; less than that waits for more, HOLD_S at most
+HOLD_S = 0.1
 FRAMES_PER_BLOCK = 256
 RETRY_S = 1.0  # how often a disk that took nothing is tried again
 CAUSES = {1: "silence", 2: "space"}
@@ -49,10 +51,13 @@ class Logger(Component):
     """``reads``: the buffer that it writes to disk, SYSTEM as a rule."""
 
     kind: ClassVar[str] = "logger"
+    hold_s: ClassVar[float] = HOLD_S
 
     def __init__(self, name: str, place: Place, reads: str = "SYSTEM") -> None:
         super().__init__(name, place)
         self._reads = reads
+        self._held: list[tuple[LoggerInput, Frame]] = []  # taken from the rings, neither written nor freed yet
+        self._held_since_s = 0.0
         self._inputs: list[LoggerInput] = []
         self._writer: RunWriter | None = None
         self._open = False
@@ -104,17 +109,30 @@ class Logger(Component):
         if not self._open:
             self.bell.wait((), IDLE_S)
             return
-        frames = list(self._next_frames())
-        if frames:
+        if not self._held:
+            self._held_since_s = time.monotonic()
+        more = list(self._next_frames())
+        self._held += more
+        if self._held and (self._is_enough() or (not more and self._all_ended())):
+            frames, self._held = self._held, []
             self.take(frames)
-        elif self._end_request is not None and all(stream.ended for stream in self._inputs):
+        elif not self._held and self._end_request is not None and self._all_ended():
             self._close(self._end_request)
-        else:
+        elif not more:
             self._wait()
+
+    def _is_enough(self) -> bool:
+        """Whether what is held is worth a write: at low rates many frames make one block."""
+        size = sum(frame.body_size for _, frame in self._held)
+        late = time.monotonic() - self._held_since_s >= self.hold_s
+        return late or size >= ENOUGH_BYTES or len(self._held) >= FRAMES_PER_BLOCK
+
+    def _all_ended(self) -> bool:
+        return all(stream.ended for stream in self._inputs)
 
     def _next_frames(self) -> Iterator[tuple[LoggerInput, Frame]]:
         """What is there now, up to one block."""
-        size = count = 0
+        size, count = 0, len(self._held)
         for stream in self._inputs:
             while not stream.ended and size < BLOCK_BYTES and count < FRAMES_PER_BLOCK:
                 frame = stream.receiver.next()
@@ -122,9 +140,9 @@ class Logger(Component):
                     break
                 size += frame.body_size
                 count += 1
-                yield stream, frame
                 if frame.run == self._run_number and frame.kind == FrameKind.END_OF_RUN:
                     stream.ended = True
+                yield stream, frame
 
     def take(self, frames: list[tuple[LoggerInput, Frame]]) -> None:
         """Write frames, then free them."""
@@ -218,7 +236,8 @@ class Logger(Component):
             self.still_waiting(f"the end of {waited}")
             for stream in self._inputs:
                 self._end_if_gone(stream)
-        self.bell.wait(receivers, IDLE_S)
+        held_s = time.monotonic() - self._held_since_s
+        self.bell.wait(receivers, max(0.0, self.hold_s - held_s) if self._held else IDLE_S)
 
     def _end_if_gone(self, stream: LoggerInput) -> None:
         receiver = stream.receiver
