@@ -1,7 +1,6 @@
 import numpy as np
 from phloem import EQ_EB, EQ_POLLED, Equipment, Frontend
 
-
 class Ebfe(Frontend):
     name = "ebfe"
     equipment = [Equipment("Trigger%02d", event_id=1, trigger_mask=0xFFFF, buffer="BUF%02d", type=EQ_POLLED | EQ_EB, format="MIDAS")]

@@ -158,8 +158,8 @@ class Lab:
 
     @contextmanager
     def up(self) -> Iterator[Live]:
-        """`phloem up lab.toml` for as long as the block lasts."""
-        with self.component("up", "lab.toml") as process:
+        """`phloem up` of its experiment file for as long as the block lasts."""
+        with self.component("up", self.file.name) as process:
             address = self._address(process)
             with Operator(address) as operator:
                 yield Live(self, operator, process)
@@ -197,6 +197,10 @@ class Live:
     def count(self, name: str, counter: str = "events") -> int:
         """A counter of a component in this run."""
         return int(self.part(name)["counters"].get(counter, 0))
+
+    def sent(self, name: str, source: str) -> int:
+        """What one source of a component has sent in this run."""
+        return int(self.part(name)["sources"].get(source, {}).get("sent", 0))
 
     def until_events(self, name: str, number: int) -> None:
         """Wait until a component has counted so many events in this run."""

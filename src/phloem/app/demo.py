@@ -19,17 +19,13 @@ class DemoOptions(msgspec.Struct, frozen=True):
     checker: bool = False
     data_dir: str = "data"
     latency: bool = False
-    buffer_bytes: int = 0
 
 
 def experiment_text(options: DemoOptions) -> str:
     """The TOML text."""
     frontends = "\n".join(_frontend(options, index) for index in range(1, options.frontends + 1))
-    checker = (
-        'code = "phloem.dataflow.checker:Checker"   # reads every byte and writes nothing\n' if options.checker else ""
-    )
-    size = options.buffer_bytes
-    sizes = f'\n[odb]\n"/Experiment/Buffer sizes/BUF" = {size}\n' if size else ""
+    cls = "LatencyChecker" if options.latency else "Checker"
+    checker = f'code = "phloem.dataflow.checker:{cls}"   # reads every byte, writes nothing\n' * options.checker
     return f"""# An experiment of phloem: start it with `phloem up THIS-FILE`, begin a run with `phloem start`.
 
 [experiment]
@@ -42,7 +38,7 @@ buffer = "SYSTEM"          # what goes to disk
 [builder.EB]
 buffer = "BUF"             # joins all EQ_EB equipment whose buffer begins with BUF
 destination = "SYSTEM"
-{frontends}{sizes}"""
+{frontends}"""
 
 
 def _frontend(options: DemoOptions, index: int) -> str:

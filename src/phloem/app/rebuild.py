@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from phloem.dataflow.builder import FATES
-from phloem.formats.midas.events import decode_header, has_banks
+from phloem.formats.midas.events import decode_header, has_banks, run_event
 from phloem.formats.midas.file import read_raw
 from phloem.formats.midas.writer import RunWriter
 from phloem.kernel import Builder, Stop
 from phloem.model.errors import SettingsError
+from phloem.model.event import EventId
 from phloem.model.run import Account
 
 __all__ = ["rebuild"]
@@ -30,9 +33,11 @@ def rebuild(fragments: list[Path], out: Path, event_id: int = 1, trigger_mask: i
     sources = [names[i] for i in order]
     builder = Builder(sources, event_id=event_id, trigger_mask=trigger_mask)
     builder.begin_run(0)
-    writer = RunWriter(out, 0, started_s=time.time())
+    number, time_stamp, odb = _begin_of(fragments[order[0]])
+    writer = RunWriter(out, number, started_s=time.time())
     began_s = time.monotonic()
     try:
+        writer.write([run_event(True, number, time_stamp, odb)], 1, None, None)
         sent = _pump(builder, inputs, writer)
     except BaseException:
         writer.abandon()
@@ -41,9 +46,12 @@ def rebuild(fragments: list[Path], out: Path, event_id: int = 1, trigger_mask: i
     told = [{"fates": fates}, {"sent": {name: {"sent": n} for name, n in zip(sources, sent, strict=True)}}]
     account = Account.assembled(told, [])
     report = account.report()
-    writer.close("complete", {**report, "balanced": account.balanced})
+    told_at_end = {**report, "balanced": account.balanced}
+    end = msgspec.json.format(msgspec.json.encode({"Account": told_at_end}), indent=2)
+    writer.write([run_event(False, number, time_stamp, end)], 1, None, None)
+    writer.close("complete", told_at_end)
     return {
-        "run": 0,
+        "run": number,
         "status": "rebuilt",
         "files": [str(out)],
         "account": report,
@@ -53,6 +61,14 @@ def rebuild(fragments: list[Path], out: Path, event_id: int = 1, trigger_mask: i
         "bytes": writer.bytes,
         "losses": account.losses(),
     }
+
+
+def _begin_of(path: Path) -> tuple[int, int, bytes]:
+    """Run number, time and ODB dump of the begin of run of a file; of none if it begins with something else."""
+    _, raw = next(read_raw(path), (0, b""))
+    if raw and (header := decode_header(raw)).event_id == EventId.BEGIN_OF_RUN:
+        return header.serial_number, header.time_stamp, bytes(raw[16:])
+    return 0, 0, b"{}"
 
 
 def _pump(builder: Builder, inputs: list[Iterator[tuple[bytes, int]]], writer: RunWriter) -> list[int]:

@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+FLOW = ("frontend", "builder", "logger", "monitor")
 COLUMNS = ("sent", "built", "incomplete", "late", "duplicate", "discarded", "quarantined", "lost")
 ALWAYS = ("sent", "built", "lost")
 
@@ -41,10 +42,15 @@ def status_table(status: dict[str, Any]) -> RenderableType:
     for name in ("events/s", "MB/s", "events", "backlog"):
         table.add_column(name, justify="right")
     table.add_column("", no_wrap=False)
-    for part in status["components"]:
+    for part in sorted(status["components"], key=_place):
         table.add_row(*_row(part))
     waits = [Text(f"waiting for {name}", style="yellow") for name in status.get("waiting_for") or []]
     return Group(head, Text(""), table, *waits)
+
+
+def _place(part: dict[str, Any]) -> tuple[int, str]:
+    """In the order in which the data pass them."""
+    return FLOW.index(part["kind"]) if part["kind"] in FLOW else len(FLOW), part["name"]
 
 
 def _row(part: dict[str, Any]) -> list[RenderableType]:
@@ -92,7 +98,7 @@ def account_table(document: dict[str, Any]) -> RenderableType:
         streams.add_column(name, justify="right")
     for stream, part in document["account"]["streams"].items():
         streams.add_row(stream, *[_count(part.get(name), name) for name in ("sent", "written", "lost")])
-    parts = [table, Text("")] if document["account"]["sources"] else []
+    parts: list[RenderableType] = [table, Text("")] if document["account"]["sources"] else []
     return Group(head, Text(""), *parts, *([streams] if document["account"]["streams"] else []))
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["BatchDraft", "EventDraft", "Frontend", "Host"]
 
 _names: dict[str, bytes] = {}
-_tids: dict[np.dtype[Any], int] = {}
+_tids: dict[int, int] = {}
 
 
 def _bank_of(name: str, values: ArrayLike, n_events: int | None = None) -> BankBuffer:
@@ -44,17 +44,20 @@ def _bank_of(name: str, values: ArrayLike, n_events: int | None = None) -> BankB
     if isinstance(values, (str, bytes)):
         text = values.encode() if isinstance(values, str) else values
         return encoded, TID.STRING, text + b"\0"
-    array = np.asarray(values)
-    tid = _tids.get(array.dtype)
+    array = values if type(values) is np.ndarray else np.asarray(values)
+    dtype = array.dtype
+    tid = _tids.get(dtype.num)  # the number: hashing a dtype takes longer than all the rest of this
     if tid is None:
-        tid = _tids[array.dtype] = int(tid_of(array.dtype))
-    if tid == TID.BOOL or array.dtype.byteorder == ">":
+        tid = int(tid_of(dtype))
+        if dtype.kind in "iuf":
+            _tids[dtype.num] = tid
+    if tid == TID.BOOL or not dtype.isnative:
         array = array.astype(TID(tid).dtype)
     if n_events is not None and (array.ndim == 0 or array.shape[0] != n_events):
         raise EventError(
             f"bank {name} of a batch of {n_events} events has shape {array.shape}; its first axis must count the events"
         )
-    return encoded, tid, np.ascontiguousarray(array)
+    return encoded, tid, array if array.flags.c_contiguous else np.ascontiguousarray(array)
 
 
 class EventDraft:

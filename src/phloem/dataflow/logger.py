@@ -188,8 +188,7 @@ class Logger(Component):
             if frame.kind == FrameKind.EVENTS and frame.n_events:
                 serials += [frame.first_serial, (frame.next_serial - 1) & 0xFFFFFFFF]
             positions[stream.name] = Position(stream.name, frame.generation, frame.sequence, frame.total_events)
-        one = len({stream.name for stream, _ in frames}) == 1
-        first, last = (serials[0], serials[-1]) if serials and one else (None, None)
+        first, last = (serials[0], serials[-1]) if serials else (None, None)
         self._until_written(lambda: writer.write(blocks, n_events, first, last, list(positions.values())), writer)
         for stream, frame in frames:
             for mark in self._marks(stream, frame):

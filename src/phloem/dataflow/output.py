@@ -91,9 +91,10 @@ class Output:
         self, banks: list[BankBuffer], serial_number: int | None = None, time_stamp: int | None = None
     ) -> None:
         """One event; blocks while the ring is full."""
+        equipment = self.equipment
         serial = self.sender.writer.next_serial if serial_number is None else serial_number & 0xFFFFFFFF
         stamp = self._now_s() if time_stamp is None else time_stamp
-        self.sender.send_event(self.equipment.event_id, self.equipment.trigger_mask, serial, stamp, banks)
+        self.sender.send_event(equipment.event_id, equipment.trigger_mask, serial, stamp, banks)
 
     def send_batch(
         self,

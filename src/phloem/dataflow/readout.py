@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from traceback import FrameSummary, extract_tb
 from typing import Any, ClassVar
@@ -62,7 +63,7 @@ class Readout(Component):
         self._next_period_s: dict[str, float] = {}
         self._busy_told = False
         self._ending_since_s: float | None = None
-        self._batches = getattr(frontend_class, "read_batch", None) is not None
+        self._read_batch: Callable[..., None] | None = getattr(self.frontend, "read_batch", None)
 
     def describe(self) -> tuple[tuple[Equipment, ...], str, dict[str, dict[str, Any]], str]:
         settings = {e.name: dict(self._first_settings) for e in self._equipment}
@@ -141,13 +142,12 @@ class Readout(Component):
 
     def _poll_for(self, polled: list[Output]) -> None:
         until_s = time.monotonic() + SLICE_S
-        read = self._read
         while not self.asked:
             if not self._polls():
                 self._sleep(self.frontend.poll_interval_s)
                 return
             for output in polled:
-                read(output)
+                self._read(output)
             if time.monotonic() > until_s:
                 self._tell_busy(max(output.sender.fill for output in polled))
                 return
@@ -164,21 +164,24 @@ class Readout(Component):
             raise user_error("poll()", error) from error
 
     def _read(self, output: Output) -> None:
-        equipment = output.equipment
-        if self._batches and not equipment.type & EQ_PERIODIC:
-            draft: EventDraft | BatchDraft = BatchDraft(equipment.name)
-            method = "read_batch"
-        else:
-            draft = EventDraft(equipment.name)
-            method = equipment.readout
+        draft, method = self._draft(output.equipment)
         try:
-            getattr(self.frontend, method)(draft)
+            method(draft)
         except PhloemError:
             raise
         except Exception as error:
-            raise user_error(f"{method}()", error) from error
-        if draft.banks or (isinstance(draft, EventDraft) and draft.raw):
+            raise user_error(f"{method.__name__}()", error) from error
+        if draft.banks:
             self._send_to(output, draft)
+        elif isinstance(draft, EventDraft) and draft.raw:
+            output.sender.send_raw(draft.raw)
+
+    def _draft(self, equipment: Equipment) -> tuple[EventDraft | BatchDraft, Callable[..., None]]:
+        """What the user's method fills, and the method."""
+        if self._read_batch is not None and not equipment.type & EQ_PERIODIC:
+            return BatchDraft(equipment.name), self._read_batch
+        method: Callable[..., None] = getattr(self.frontend, equipment.readout)
+        return EventDraft(equipment.name), method
 
     def _read_periodic(self) -> None:
         now_s = time.monotonic()
@@ -226,9 +229,6 @@ class Readout(Component):
 
     def _send_to(self, output: Output, draft: EventDraft | BatchDraft) -> None:
         if isinstance(draft, EventDraft):
-            if draft.raw:
-                output.sender.send_raw(draft.raw)
-                return
             output.send_event(draft.banks, draft.serial_number, draft.time_stamp)
             return
         serials = draft.serial_numbers

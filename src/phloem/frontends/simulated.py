@@ -52,6 +52,7 @@ class Simulated(Frontend):
     }
 
     def init(self) -> None:
+        self._bank = f"AD{self.index % 100:02d}"
         self._adc = np.zeros((1, 1), "<u2")
         self._shape()
 
@@ -84,10 +85,6 @@ class Simulated(Frontend):
         self.ended_at_s += GATE_S
         while (left_s := self.ended_at_s - time.time()) > 0:
             time.sleep(min(left_s, GATE_S))
-
-    @property
-    def _bank(self) -> str:
-        return f"AD{self.index % 100:02d}"
 
     def _triggered(self) -> int:
         """Events that the trigger has fired and that are not read yet."""
@@ -129,8 +126,14 @@ class SimulatedPerEvent(Simulated):
 
     read_batch = None  # type: ignore[assignment]
 
+    def poll(self) -> bool:
+        if self._rate_hz or self._events or self.ended_at_s is not None:
+            return super().poll()
+        return True
+
     def read(self, event: EventDraft) -> None:
-        event.bank(self._bank, self._next(1)[0])
+        event.bank(self._bank, self._adc[self._sent % len(self._adc)])
+        self._sent += 1
 
 
 class Timed(SimulatedPerEvent):

@@ -14,20 +14,35 @@ using namespace phloem;
 
 namespace {
 
-// A buffer of any object with contiguous memory, released with this object.
+// Buffers of objects with contiguous memory, released with this object.
+class BufferViews {
+  public:
+    explicit BufferViews(size_t most) { views_.reserve(most); }
+    ~BufferViews() {
+        for (Py_buffer& view : views_) PyBuffer_Release(&view);
+    }
+    BufferViews(const BufferViews&) = delete;
+    BufferViews& operator=(const BufferViews&) = delete;
+    const Py_buffer& add(nb::handle object) {
+        Py_buffer view;
+        if (PyObject_GetBuffer(object.ptr(), &view, PyBUF_C_CONTIGUOUS) != 0) throw nb::python_error();
+        views_.push_back(view);  // within what was reserved: Py_buffer may not move while it is in use
+        return views_.back();
+    }
+
+  private:
+    std::vector<Py_buffer> views_;
+};
+
 class BufferView {
   public:
-    explicit BufferView(nb::handle object) {
-        if (PyObject_GetBuffer(object.ptr(), &view_, PyBUF_C_CONTIGUOUS) != 0) throw nb::python_error();
-    }
-    ~BufferView() { PyBuffer_Release(&view_); }
-    BufferView(const BufferView&) = delete;
-    BufferView& operator=(const BufferView&) = delete;
+    explicit BufferView(nb::handle object) : views_(1), view_(views_.add(object)) {}
     const uint8_t* data() const { return static_cast<const uint8_t*>(view_.buf); }
     size_t size() const { return static_cast<size_t>(view_.len); }
 
   private:
-    Py_buffer view_{};
+    BufferViews views_;
+    const Py_buffer& view_;
 };
 
 // A frame in a ring. `body` is a read-only view that dies when the frame is released.
@@ -56,22 +71,23 @@ struct Frame {
     }
 };
 
-std::vector<BankSpan> bank_spans(nb::list banks, std::vector<std::unique_ptr<BufferView>>& views, size_t n_events) {
+std::vector<BankSpan> bank_spans(nb::list banks, BufferViews& views, size_t n_events) {
     std::vector<BankSpan> spans;
     spans.reserve(banks.size());
-    views.reserve(banks.size());
     for (nb::handle item : banks) {
-        nb::tuple bank = nb::cast<nb::tuple>(item);
-        nb::bytes name = nb::cast<nb::bytes>(bank[0]);
-        if (name.size() != 4) throw nb::value_error("a bank name has 4 bytes");
-        views.push_back(std::make_unique<BufferView>(bank[2]));
-        if (views.back()->size() % n_events != 0) throw nb::value_error("bank data do not divide into the events");
+        PyObject* bank = item.ptr();
+        if (!PyTuple_Check(bank) || PyTuple_GET_SIZE(bank) != 3) throw nb::type_error("a bank is (name, TID, data)");
+        PyObject* name = PyTuple_GET_ITEM(bank, 0);
+        if (!PyBytes_Check(name) || PyBytes_GET_SIZE(name) != 4) throw nb::value_error("a bank name has 4 bytes");
+        const Py_buffer& data = views.add(PyTuple_GET_ITEM(bank, 2));
+        const size_t size = static_cast<size_t>(data.len);
+        if (size % n_events != 0) throw nb::value_error("bank data do not divide into the events");
+        if (size / n_events > 0x7FFFFFFF) throw nb::value_error("a bank has less than 2 GiB");
         BankSpan span{};
-        std::memcpy(span.name, name.c_str(), 4);
-        span.tid = nb::cast<uint32_t>(bank[1]);
-        span.data = views.back()->data();
-        span.size = views.back()->size() / n_events;
-        if (span.size > 0x7FFFFFFF) throw nb::value_error("a bank has less than 2 GiB");
+        std::memcpy(span.name, PyBytes_AS_STRING(name), 4);
+        span.tid = nb::cast<uint32_t>(nb::handle(PyTuple_GET_ITEM(bank, 1)));
+        span.data = static_cast<const uint8_t*>(data.buf);
+        span.size = size / n_events;
         spans.push_back(span);
     }
     return spans;
@@ -181,7 +197,7 @@ NB_MODULE(_kernel, m) {
         .def("send_event",
              [](RingWriter& w, uint16_t event_id, uint16_t trigger_mask, uint32_t serial, uint32_t time_stamp,
                 nb::list banks) {
-                 std::vector<std::unique_ptr<BufferView>> views;
+                 BufferViews views(banks.size());
                  const auto spans = bank_spans(banks, views, 1);
                  return w.send_event({event_id, trigger_mask, serial, time_stamp, 0}, spans);
              },
@@ -190,13 +206,13 @@ NB_MODULE(_kernel, m) {
              [](RingWriter& w, uint16_t event_id, uint16_t trigger_mask, uint32_t first_serial, uint32_t time_stamp,
                 nb::list banks, size_t n_events, size_t start, nb::object serials) {
                  if (n_events == 0) throw nb::value_error("a batch has at least one event");
-                 std::vector<std::unique_ptr<BufferView>> views;
+                 BufferViews views(banks.size() + 1);
                  const auto spans = bank_spans(banks, views, n_events);
                  const uint32_t* numbers = nullptr;
                  if (!serials.is_none()) {
-                     views.push_back(std::make_unique<BufferView>(serials));
-                     if (views.back()->size() != 4 * n_events) throw nb::value_error("serial numbers: one uint32 per event");
-                     numbers = reinterpret_cast<const uint32_t*>(views.back()->data());
+                     const Py_buffer& view = views.add(serials);
+                     if (static_cast<size_t>(view.len) != 4 * n_events) throw nb::value_error("serial numbers: one uint32 per event");
+                     numbers = static_cast<const uint32_t*>(view.buf);
                  }
                  nb::gil_scoped_release release;
                  return w.send_batch({event_id, trigger_mask, first_serial, time_stamp, 0}, spans, numbers, start, n_events);
