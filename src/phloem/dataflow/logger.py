@@ -21,7 +21,7 @@ from phloem.kernel import Frame, FrameKind
 from phloem.model.errors import PhloemError, SettingsError
 from phloem.model.run import Account
 from phloem.protocol.control import ComponentStatus, Stream, TransitionRequest
-from phloem.protocol.data import FRAME_UNALIGNED, Section, decode_marks, sections
+from phloem.protocol.data import FRAME_UNALIGNED, Section, decode_json, decode_marks, sections
 from phloem.transport.shm import Doorbell, Receiver
 
 __all__ = ["Logger", "LoggerInput"]
@@ -43,6 +43,7 @@ class LoggerInput:
         self.begun = False
         self.ended = False
         self.written = 0
+        self.sources: list[str] = []  # of a builder: its marks name them by their place
         self.sent: int | None = None  # as the newest frame says: the source's own count
         self.gone = False
 
@@ -191,6 +192,8 @@ class Logger(Component):
         first, last = (serials[0], serials[-1]) if serials else (None, None)
         self._until_written(lambda: writer.write(blocks, n_events, first, last, list(positions.values())), writer)
         for stream, frame in frames:
+            if frame.kind == FrameKind.BEGIN_OF_RUN:
+                stream.sources = [str(name) for name in decode_json(frame.meta).get("sources", ())]
             for mark in self._marks(stream, frame):
                 writer.mark(mark)
 
@@ -215,15 +218,11 @@ class Logger(Component):
             self.message(f"{self.name} writes {writer.path} again")
 
     def _marks(self, stream: LoggerInput, frame: Frame) -> Iterator[Mark]:
-        if frame.kind != FrameKind.EVENTS:
-            return
         for kind, payload in sections(frame.meta):
             if kind == Section.MARKS:
-                for source, cause, first, last in decode_marks(payload):
-                    yield Mark(self._source_name(source), first, last, CAUSES.get(cause, str(cause)))
-
-    def _source_name(self, number: int) -> str:
-        return str(number)
+                for number, cause, first, last in decode_marks(payload):
+                    source = stream.sources[number] if number < len(stream.sources) else str(number)
+                    yield Mark(source, first, last, CAUSES.get(cause, str(cause)))
 
     def _wait(self) -> None:
         receivers = [stream.receiver for stream in self._inputs]
