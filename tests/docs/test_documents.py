@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.docs.markdown import DOCUMENTS, ROOT, Block, anchors, blocks, links
 
 from phloem import Frontend
 from phloem.app import load
 from phloem.dataflow.frontend import BatchDraft, EventDraft
-from tests.docs.markdown import DOCUMENTS, ROOT, Block, anchors, blocks, links
 
 # What a block may say after its language, and what that means.
 WAYS = {
@@ -63,7 +63,7 @@ def test_every_document_in_docs_is_reached_from_the_readme() -> None:
 
 
 def test_decisions_are_numbered_without_a_gap_and_have_the_four_parts() -> None:
-    pages = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+    pages = sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))
     assert [page.name[:5] for page in pages] == [f"{n:04d}-" for n in range(1, len(pages) + 1)]
     for page in pages:
         headings = anchors(page)

@@ -14,8 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from phloem.control.operator import Operator
 from tests.flow.leftovers import processes_of
+
+from phloem.control.operator import Operator
 
 DEADLINE_S = 30.0
 LEAVE_S = 15.0

@@ -58,10 +58,10 @@ def events_of(path: Path | str) -> Iterator[Event]:
     data = Path(path).read_bytes()
     at = 0
     while at < len(data):
-        *header, size = _EVENT.unpack_from(data, at)
+        event_id, mask, serial, time, size = _EVENT.unpack_from(data, at)
         end = at + _EVENT.size + size
         assert end <= len(data), f"the event at byte {at} ends at {end}, the file at {len(data)}"
-        yield Event(*header, data[at + _EVENT.size : end])
+        yield Event(event_id, mask, serial, time, data[at + _EVENT.size : end])
         at = end
 
 

@@ -3,8 +3,9 @@
 Ring header, little endian: 12 u32 header size, 16 u64 capacity, 256 u64 head, 448 u64 where the last committed frame
 begins. The body follows the header; a position stands for byte ``position mod capacity`` of it.
 
-Frame header, 128 bytes: 0 ``PHLF``, 6 u16 kind (2: events), 24 u64 body size, 32 u64 size of the sections behind the body, 40 u32 number of events, 48 u32 serial
-number of the last event + 1, 64 u64 events sent so far. Each event takes a multiple of 8.
+Frame header, 128 bytes: 0 ``PHLF``, 6 u16 kind (2: events), 24 u64 body size, 32 u64 size of the sections behind the
+body, 40 u32 number of events, 48 u32 serial number of the last event + 1, 64 u64 events sent so far. Each event takes a
+multiple of 8 bytes.
 """
 
 from __future__ import annotations

@@ -79,13 +79,13 @@ def test_a_fragment_taken_between_ring_and_builder_is_lost_by_name(live: Live) -
     document = live.stop()
     sources = document["account"]["sources"]
     assert document["balanced"] is False
-    assert (sources["Trigger02"]["sent"], sources["Trigger02"]["built"], sources["Trigger02"]["lost"]) == (100, 99, 1)
-    assert (sources["Trigger01"]["built"], sources["Trigger01"]["incomplete"], sources["Trigger01"]["lost"]) == (99, 1, 0)
+    fates = {name: [part[key] for key in ("sent", "built", "incomplete", "lost")] for name, part in sources.items()}
+    assert fates == {"Trigger01": [100, 99, 1, 0], "Trigger02": [100, 99, 0, 1]}
     assert len(document["losses"]) == 1
     assert "Trigger02" in document["losses"][0]
     run = run_of(document["files"][0])
     assert run.serials == list(range(SENT)), "the event without the stolen fragment is written, as it is"
-    assert [bank.name for bank in banks_of(run.events[-1])][0] == "AD01"
+    assert banks_of(run.events[-1])[0].name == "AD01"
     assert live.lab.run("verify", document["files"][0]).status == 0, "the file itself is whole"
     assert live.status()["state"] == "STOP"
 

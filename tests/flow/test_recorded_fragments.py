@@ -16,6 +16,18 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "midas"
 FRAGMENTS = [GOLDEN / "unbuilt_fe01.mid", GOLDEN / "unbuilt_fe02.mid"]
 EVENTS = 50
 SIGNED_BYTE = 2
+MDUMP_TYPES = {
+    "Unsigned Bytes": 1,
+    "Signed Bytes": SIGNED_BYTE,
+    "8 bit ASCII": 3,
+    "Unsigned Integer*2": 4,
+    "Signed Integer*2": 5,
+    "Unsigned Integer*4": 6,
+    "Signed Integer*4": 7,
+    "Boolean": 8,
+    "Real*4": 9,
+    "double*8": 10,
+}
 KINDS = ("BY", "SB", "CH", "WO", "SH", "DW", "IN", "BO", "FL", "DO")
 
 REPLAY = """
@@ -139,9 +151,9 @@ def mdump_events(text: str) -> Any:
         banks = []
         for bank in re.split(r"\nBank:", part)[1:]:
             title, *rows = bank.splitlines()
-            name, length, tid = re.match(r"(\w{4}) Length: (\d+)\(.*/(\d+)\(Type\)", title).groups()  # type: ignore[union-attr]
+            name, length, kind = re.findall(r"^(\w{4}) Length: (\d+)\(.*Type:([^(]*)", title)[0]
             words = " ".join(row.split("->")[1] for row in rows if "->" in row).split()
-            banks.append((name, int(length), 10 if name.startswith("DO") else int(tid), words))
+            banks.append((name, int(length), MDUMP_TYPES[kind.strip()], words))
         yield dict(zip(names, numbers, strict=True)), banks
 
 

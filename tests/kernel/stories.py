@@ -17,12 +17,13 @@ NAMES = ["Trigger01", "Trigger02", "Trigger03", "Trigger04"]
 # The same examples each time; PHLOEM_EXAMPLES=20000 searches at random, and longer.
 _asked = os.environ.get("PHLOEM_EXAMPLES")
 LAW = settings(
-    max_examples=int(_asked or 150),
+    max_examples=int(_asked or 40),
     derandomize=_asked is None,
     database=None,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
+MANY = LAW if _asked else settings(LAW, max_examples=800)  # for small stories
 
 
 class AnyBuilder(Protocol):

@@ -13,6 +13,7 @@ from tests.kernel.rings import (
     HEAD_AT,
     LAST_AT,
     PUBLISHED_AT,
+    RING_LACKS_THIS,
     RUN,
     Progress,
     child,
@@ -68,7 +69,7 @@ class Checking:
         return at + 16 + int(size)
 
 
-@pytest.mark.parametrize(("batch", "n_kills"), [(1, 24), (60, 12)])
+@pytest.mark.parametrize(("batch", "n_kills"), [(1, 16), (60, 10)])
 def test_killed_at_any_moment_what_was_sent_is_there_once(place: Path, batch: int, n_kills: int) -> None:
     path, progress, chance = place / "ring", Progress(place / "progress"), random.Random(batch)
     new_writer(path, max_frame=2048)
@@ -175,6 +176,7 @@ def test_the_writers_lock_refuses_and_names_the_process_that_has_it(place: Path)
     progress.close()
 
 
+@RING_LACKS_THIS
 def test_after_settle_the_dead_writer_is_still_dead(place: Path) -> None:
     path, progress = place / "ring", Progress(place / "progress")
     with child("tests.kernel.open_frame_process", path, progress.path):
@@ -217,3 +219,16 @@ def test_a_ring_of_another_boot_is_moved_aside(place: Path) -> None:
     assert not writer.continued
     assert (writer.sequence, writer.next_serial) == (0, 0)
     assert (place / "ring.before-boot").read_bytes() == old
+
+
+@RING_LACKS_THIS
+def test_a_process_does_not_get_the_writers_place_twice(place: Path) -> None:
+    path = place / "ring"
+    writer = new_writer(path)
+    with pytest.raises(RingError, match="taken by this process"):
+        new_writer(path)
+    assert not settle(str(path))
+    assert new_reader(path).writer_alive
+    del writer
+    assert not new_reader(path).writer_alive
+    assert not new_writer(path).total_events

@@ -7,7 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.kernel.rings import RUN, Progress, child, drain, frame_fields, new_reader, new_writer, send, until
+from tests.kernel.rings import (
+    RING_LACKS_THIS,
+    RUN,
+    SLOT_SIZE,
+    SLOTS_AT,
+    Progress,
+    child,
+    drain,
+    frame_fields,
+    new_reader,
+    new_writer,
+    send,
+    until,
+)
 
 from phloem.kernel import FrameKind, RingError
 
@@ -73,6 +86,7 @@ def test_there_is_no_ring(place: Path) -> None:
         new_reader(place / "none")
 
 
+@RING_LACKS_THIS
 def test_a_view_dies_at_release_and_an_array_that_looks_at_it_forbids_that(place: Path) -> None:
     path = place / "ring"
     writer = new_writer(path)
@@ -131,6 +145,7 @@ def check_payload(body: bytes, first_serial: int, next_serial: int) -> None:
     assert serial == next_serial
 
 
+@RING_LACKS_THIS
 def test_what_was_missed_is_counted_when_the_next_frame_is_a_border(place: Path) -> None:
     path = place / "ring"
     writer = new_writer(path, readers=[])
@@ -159,3 +174,42 @@ def test_places_of_dead_some_readers_are_used_again(place: Path) -> None:
             new_reader(path, "Monitor", everything=False)
     assert new_reader(path, "Monitor", everything=False).copy_next() is None
     assert writer.drained
+
+
+@RING_LACKS_THIS
+def test_a_reader_that_may_be_overtaken_gets_no_views(place: Path) -> None:
+    writer = new_writer(place / "ring", readers=[])
+    reader = new_reader(place / "ring", "Monitor", everything=False)
+    send(writer, 0)
+    writer.flush()
+    with pytest.raises(RingError, match="copies"):
+        reader.next()
+
+
+@RING_LACKS_THIS
+def test_two_readers_of_one_process_that_may_be_overtaken_have_two_places(place: Path) -> None:
+    writer = new_writer(place / "ring", readers=[])
+    readers = [new_reader(place / "ring", name, everything=False) for name in ("Monitor", "Page")]
+    send(writer, 0)
+    writer.flush()
+    assert readers[0].copy_next() == readers[1].copy_next() != None  # noqa: E711
+    data = (place / "ring").read_bytes()
+    names = [data[SLOTS_AT + i * SLOT_SIZE + 128 :][:8].rstrip(bytes(1)) for i in range(2)]
+    assert names == [b"Monitor", b"Page"]
+
+
+@RING_LACKS_THIS
+def test_a_frame_and_its_views_keep_the_ring_mapped(place: Path) -> None:
+    writer = new_writer(place / "ring")
+    send(writer, 5)
+    writer.flush()
+    reader = new_reader(place / "ring")
+    frame = reader.next()
+    assert frame is not None
+    array = np.frombuffer(frame.body, dtype="<u4")
+    del reader, writer
+    gc.collect()
+    assert frame.first_serial == 5
+    del frame
+    gc.collect()
+    assert array[1] == 5

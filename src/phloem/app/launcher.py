@@ -88,7 +88,7 @@ class Launcher:
             names.append(equipment)
             self._spawn(equipment, ["builder", "-b", section.buffer, "--equipment", equipment])
         for frontend in self.experiment.frontend:
-            self._spawn(frontend.name or client_name(frontend.code, frontend.index), self._frontend_args(frontend))
+            self._spawn(_title(frontend), self._frontend_args(frontend))
         wanted = len(names) + len(self.experiment.frontend)
         self._wait_until(lambda: self._registered() >= wanted, "all components have registered", should_stop)
 
@@ -177,3 +177,9 @@ class Launcher:
             if time.monotonic() > until_s:
                 raise UnreachableError(f"not {what} within {START_S:.0f} s; see {self.experiment.data_dir / 'logs'}")
             time.sleep(0.02)
+
+
+def _title(section: FrontendSection) -> str:
+    """What people see of a frontend before it has said its own name: its class or file, and index."""
+    where, _, cls = section.code.rpartition(":") if ":" in section.code else (section.code, "", "")
+    return section.name or client_name(cls or Path(where).stem, section.index)

@@ -120,6 +120,7 @@ class Transitions:
             released = self.state is State.READY
             asked = Transition.RELEASE if released else transition
             why = "released" if released else "end"
+            self._preparation.note_time("Stop", self._asked_s)  # for the ODB dump in the end-of-run event
             results, problems = await self._stop_order(asked, run, why, run.plans, progress)
             torn = any(run.keeps_data(name) for name in problems)
             status = RunStatus.RELEASED if released else RunStatus.COMPLETE

@@ -117,7 +117,8 @@ class EventBuilder(Component):
         self._kernel.begin_run(request.run.number)
         self._open_output(output)
         self._finishing = self._finished = self._names_checked = False
-        self._send_text(FrameKind.BEGIN_OF_RUN, BEGINNING, self._who(output))
+        beginning = join_sections([encode_json(self._who(output))])
+        self._writer.send_frame(FrameKind.BEGIN_OF_RUN, border_text(self._equipment.name, BEGINNING), 1, beginning)
         table = ", ".join(f"{s.name} ({s.receiver.path.rsplit('/', 1)[-1]})" for s in self._sources)
         self.message(f"{self.name} builds run {request.run.number} from {table}")
         return {}
@@ -234,12 +235,16 @@ class EventBuilder(Component):
         if not out.writer.has_open:
             if not self._has_freed(kernel):
                 return
-            while kernel.build_into(out.writer) is None:
-                out.wait_space()
+            self._open_frame(kernel)
         if not self._names_checked and out.writer.open_events:
             self._check_names()
         out.writer.close_with(self._meta(kernel))
         self._free(kernel)
+
+    def _open_frame(self, kernel: Builder) -> None:
+        """Have a frame open for a checkpoint, with what can be built now in it."""
+        while kernel.build_into(self._writer.writer) is None:
+            self._writer.wait_space()
 
     def _free(self, kernel: Builder) -> None:
         for source in self._sources:
@@ -258,10 +263,6 @@ class EventBuilder(Component):
 
     def _send_frame(self, kind: FrameKind, body: bytes, n_events: int, kernel: Builder) -> None:
         self._writer.send_frame(kind, body, n_events, self._meta(kernel))
-
-    def _send_text(self, kind: FrameKind, text: str, value: dict[str, Any]) -> None:
-        body = border_text(self._equipment.name, text)
-        self._writer.send_frame(kind, body, 1, join_sections([encode_json(value)]))
 
     # ------------------------------------------------------------------ silence and space
 
@@ -359,7 +360,8 @@ class EventBuilder(Component):
         for name, number in lost.items():
             if number:
                 self._warn(f"{name} sent {number} fragments that never came here")
-        self._send_text(FrameKind.END_OF_RUN, ENDING, {"sources": fates, **sent})
+        ending = self._meta(kernel, encode_json({"sources": fates, **sent}))
+        self._writer.send_frame(FrameKind.END_OF_RUN, border_text(self._equipment.name, ENDING), 1, ending)
         self._finished, self._finishing = True, False
         self._free(kernel)
         told = {name: {k: v for k, v in part.items() if k not in ("received", "sent")} for name, part in fates.items()}

@@ -64,6 +64,8 @@ class Component:
     kind: ClassVar[str]
 
     def __init__(self, name: str, place: Place) -> None:
+        if not name or "/" in name or len(name) > 31:
+            raise SettingsError(f"component name {name!r} must have 1 to 31 characters and no '/'")
         self.name = name
         self.place = place
         self.state = State.STOP

@@ -109,6 +109,7 @@ class Host(Protocol):
     def send(self, draft: EventDraft | BatchDraft) -> None: ...
     def wait(self, timeout_s: float) -> None: ...
     def message(self, text: str, severity: str) -> None: ...
+    def missed(self, events: int, equipment: str) -> None: ...
 
 
 class Frontend:
@@ -195,6 +196,10 @@ class Frontend:
     def wait(self, timeout_s: float) -> None:
         """Sleep at most ``timeout_s`` (and 100 ms); wakes early when run control asks for something."""
         self.host.wait(timeout_s)
+
+    def missed(self, events: int, equipment: str = "") -> None:
+        """The hardware says that it lost ``events`` (its FIFO was full, say): counted beside the account."""
+        self.host.missed(events, equipment)
 
     def message(self, text: str, severity: str = "info") -> None:
         """A message for people: debug, info, warning or error."""

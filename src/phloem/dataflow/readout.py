@@ -71,6 +71,11 @@ class Readout(Component):
 
     def started(self) -> None:
         self._take_settings()
+        for equipment in self._equipment:
+            for field in ("event_limit", "num_subevents", "log_history"):
+                if getattr(equipment, field):
+                    name = field.replace("_", " ").capitalize()
+                    self.message(f"{self.name}: {equipment.name}/Common/{name} has no effect here", "warning")
         self._hook("init")
 
     # ------------------------------------------------------------------ transitions
@@ -107,9 +112,12 @@ class Readout(Component):
 
     def end(self, request: TransitionRequest) -> Result | None:
         self.frontend.ended_at_s = request.time_s or None
-        self._hook("end_of_run", request.run.number)
-        if self.state == State.RUN:
-            self._drain()
+        try:
+            self._hook("end_of_run", request.run.number)
+            if self.state == State.RUN:
+                self._drain()
+        except PhloemError as error:  # whatever user code does: the border is sent, or the others would wait for it
+            self._report(error)
         sent = {name: output.end() for name, output in self._outputs.items()}
         self._tell_busy(0.0)
         self.frontend.run = None
@@ -202,14 +210,17 @@ class Readout(Component):
 
     def _readout_failed(self, error: PhloemError) -> None:
         """A readout that raises is not called again in this run: a broken event must not be sent on and on."""
-        cause = error.__cause__
-        if cause is not None:
-            lines = [f"{f.filename}:{f.lineno}" for f in _frames(cause)]
-            self.message(f"{self.name}: {error} (at {' < '.join(reversed(lines))})", "error")
-        else:
-            self.message(f"{self.name}: {error}", "error")
+        self._report(error)
         self.message(f"{self.name}: reading stopped for this run; end it, mend the frontend, start again", "error")
         self.state = State.READY
+
+    def _report(self, error: PhloemError) -> None:
+        """An error of user code, and where it was."""
+        where = ""
+        if error.__cause__ is not None:
+            lines = [f"{f.filename}:{f.lineno}" for f in _frames(error.__cause__)]
+            where = f" (at {' < '.join(reversed(lines))})"
+        self.message(f"{self.name}: {error}{where}", "error")
 
     # ------------------------------------------------------------------ what the user's frontend calls
 
@@ -226,6 +237,13 @@ class Readout(Component):
     def wait(self, timeout_s: float) -> None:
         """Sleep, but not through what run control asks."""
         self._sleep(timeout_s)
+
+    def missed(self, events: int, equipment: str) -> None:
+        """The hardware lost events."""
+        for name, output in self._outputs.items():
+            if name == equipment or not equipment:
+                output.missed += events
+                return
 
     def _send_to(self, output: Output, draft: EventDraft | BatchDraft) -> None:
         if isinstance(draft, EventDraft):
@@ -287,7 +305,7 @@ class Readout(Component):
             counters=counters,
             sources={
                 o.stream.source: {
-                    "sent": o.sender.writer.total_events,
+                    "events": o.sender.writer.total_events,
                     "fill_percent": round(100 * o.sender.fill, 1),
                     "blocked_s": round(o.counts()["blocked_s"], 3),
                 }

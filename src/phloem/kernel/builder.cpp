@@ -248,8 +248,8 @@ inline int64_t plain_banks_size(const uint8_t* event, const uint8_t* end) {
 }  // namespace
 
 // The number of events for which every source has its next fragment at hand and nothing held back; 0: go the long way.
-size_t Builder::enter_lanes() {
-    lanes_.clear();
+size_t Builder::enter_tracks() {
+    tracks_.clear();
     const uint64_t expected = sources_.front().highest + 1;
     size_t most = SIZE_MAX;
     for (Source& s : sources_) {
@@ -258,28 +258,28 @@ size_t Builder::enter_lanes() {
             s.reading == s.frames.size())
             return 0;
         const InputFrame& f = s.frames[s.reading];
-        lanes_.push_back({&s, f.body + f.next_offset, f.body + f.size, 0});
+        tracks_.push_back({&s, f.body + f.next_offset, f.body + f.size, 0});
         most = std::min<size_t>(most, f.n_events - f.next_index);
     }
     return most;
 }
 
-bool Builder::next_in_lanes(uint32_t serial, size_t& banks_size) {
-    for (Lane& lane : lanes_) {
-        const int64_t size = plain_banks_size(lane.event, lane.end);
-        if (size < 0 || load_u32(lane.event + 4) != serial) return false;
-        lane.banks_size = static_cast<uint32_t>(size);
-        banks_size += lane.banks_size;
+bool Builder::next_in_tracks(uint32_t serial, size_t& banks_size) {
+    for (Track& track : tracks_) {
+        const int64_t size = plain_banks_size(track.event, track.end);
+        if (size < 0 || load_u32(track.event + 4) != serial) return false;
+        track.banks_size = static_cast<uint32_t>(size);
+        banks_size += track.banks_size;
     }
     return true;
 }
 
-void Builder::leave_lanes(size_t built) {
-    for (const Lane& lane : lanes_) {
-        Source& s = *lane.source;
+void Builder::leave_tracks(size_t built) {
+    for (const Track& track : tracks_) {
+        Source& s = *track.source;
         InputFrame& f = s.frames[s.reading];
         f.next_index += static_cast<uint32_t>(built);
-        f.next_offset = static_cast<size_t>(lane.event - f.body);
+        f.next_offset = static_cast<size_t>(track.event - f.body);
         f.undecided -= static_cast<uint32_t>(built);
         s.read_sequence = f.sequence;
         s.highest += built;
@@ -293,7 +293,7 @@ void Builder::leave_lanes(size_t built) {
 
 // What is in order in every source needs no judging: one look at each header and one copy of each byte.
 size_t Builder::build_in_order(uint8_t*& p, const uint8_t* limit) {
-    const size_t most = enter_lanes();
+    const size_t most = enter_tracks();
     if (most == 0) return 0;
     const uint64_t first = sources_.front().highest + 1;
     next_serial_ = first;
@@ -301,19 +301,19 @@ size_t Builder::build_in_order(uint8_t*& p, const uint8_t* limit) {
     for (; built < most; ++built) {
         size_t banks_size = 0;
         const uint32_t serial = static_cast<uint32_t>(first + built);
-        if (!next_in_lanes(serial, banks_size) || 24 + banks_size > static_cast<size_t>(limit - p)) break;
-        const EventHeader header{options_.event_id, options_.trigger_mask, serial, load_u32(lanes_.front().event + 8),
+        if (!next_in_tracks(serial, banks_size) || 24 + banks_size > static_cast<size_t>(limit - p)) break;
+        const EventHeader header{options_.event_id, options_.trigger_mask, serial, load_u32(tracks_.front().event + 8),
                                  static_cast<uint32_t>(8 + banks_size)};
         std::memcpy(p, &header, sizeof header);
         store_u32(p + 16, static_cast<uint32_t>(banks_size));
         store_u32(p + 20, 0x31);
         p += 24;
-        for (Lane& lane : lanes_) {
-            p = copy_words(p, lane.event + 24, lane.banks_size);
-            lane.event += 24 + lane.banks_size;
+        for (Track& track : tracks_) {
+            p = copy_words(p, track.event + 24, track.banks_size);
+            track.event += 24 + track.banks_size;
         }
     }
-    leave_lanes(built);
+    leave_tracks(built);
     return built;
 }
 

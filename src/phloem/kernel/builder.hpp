@@ -117,16 +117,16 @@ class Builder {
     };
 
     // One source in the run of events that all sources have next.
-    struct Lane {
+    struct Track {
         Source* source;
         const uint8_t* event;
         const uint8_t* end;  // of the frame's body
         uint32_t banks_size;
     };
-    size_t enter_lanes();
-    void leave_lanes(size_t built);
+    size_t enter_tracks();
+    void leave_tracks(size_t built);
     size_t build_in_order(uint8_t*& p, const uint8_t* limit);
-    bool next_in_lanes(uint32_t serial, size_t& banks_size);
+    bool next_in_tracks(uint32_t serial, size_t& banks_size);
 
     bool pull(Source& s);  // makes held[0] the next fragment to match, if there is one
     bool read_fragment(Source& s, Fragment& out);
@@ -144,7 +144,7 @@ class Builder {
     BuilderOptions options_;
     std::vector<Source> sources_;
     std::vector<Mark> marks_;
-    std::vector<Lane> lanes_;
+    std::vector<Track> tracks_;
     uint32_t run_ = 0;
     bool epoch_known_ = false;
     uint64_t epoch_ = 0;
