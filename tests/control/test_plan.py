@@ -51,7 +51,7 @@ def test_sources_go_to_the_builder_and_the_builder_to_the_logger() -> None:
     assert planned.notes == []
     (own,) = planned.plans["ebfe01"].outputs
     assert (own.source, own.buffer, own.ring) == ("Trigger01", "BUF01", "/run/exp/BUF01.Trigger01.ring")
-    assert (own.capacity_bytes, own.readers) == (8 << 20, ("mevb",))
+    assert (own.capacity_bytes, own.readers) == (4 << 20, ("mevb",))
     assert own.equipment.readout == "read1"
     builder = planned.plans["mevb"]
     assert [stream.source for stream in builder.inputs] == ["Trigger01", "Trigger02"]

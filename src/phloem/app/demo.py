@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from phloem.control.plan import DEFAULT_CAPACITY_BYTES
+
 __all__ = ["DemoOptions", "experiment_text"]
 
 
@@ -38,7 +40,19 @@ buffer = "SYSTEM"          # what goes to disk
 [builder.EB]
 buffer = "BUF"             # joins all EQ_EB equipment whose buffer begins with BUF
 destination = "SYSTEM"
-{frontends}"""
+{frontends}{_sizes(options)}"""
+
+
+def _sizes(options: DemoOptions) -> str:
+    """Larger buffers where the events are large: an event may have a little less than half of its buffer."""
+    fragment = 3 * options.payload_bytes
+    built = fragment * options.frontends
+    if built <= DEFAULT_CAPACITY_BYTES:
+        return ""
+    buffers = [f"BUF{index:02d}" for index in range(1, options.frontends + 1)]
+    sizes = {buffer: max(fragment, DEFAULT_CAPACITY_BYTES) for buffer in buffers} | {"SYSTEM": built}
+    lines = [f'"/Experiment/Buffer sizes/{buffer}" = {size}' for buffer, size in sizes.items()]
+    return "\n[odb]\n" + "\n".join(lines) + "\n"
 
 
 def _frontend(options: DemoOptions, index: int) -> str:

@@ -41,11 +41,14 @@ class Process(msgspec.Struct):
         return self.popen.pid
 
     def last_lines(self, n: int = 5) -> str:
-        """The end of its output."""
+        """The end of its output, or how it ended."""
         try:
-            return "\n".join(self.log.read_text(errors="replace").splitlines()[-n:])
+            lines = self.log.read_text(errors="replace").splitlines()[-n:]
         except OSError:
-            return ""
+            lines = []
+        status = self.popen.returncode
+        how = f"killed by signal {-status}" if (status or 0) < 0 else f"without a word, status {status}"
+        return "\n".join(lines) or how
 
 
 class Launcher:
@@ -170,8 +173,8 @@ class Launcher:
         until_s = time.monotonic() + START_S
         while not reached():
             for process in self.dead():
-                reason = process.last_lines(1) or f"it ended with status {process.popen.returncode}"
-                raise UnreachableError(f"{process.what} did not start: {reason.removeprefix('phloem: ')}")
+                reason = process.last_lines(1).removeprefix("phloem: ")
+                raise UnreachableError(f"{process.what} did not start: {reason}")
             if should_stop():
                 raise UnreachableError("told to end while starting")
             if time.monotonic() > until_s:

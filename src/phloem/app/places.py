@@ -38,8 +38,8 @@ def find_running(directory: Path | None = None) -> RunControlAddress:
     directories = [directory] if directory else sorted(path.parent for path in _base().glob(f"*/{ADDRESS_FILE}"))
     found = [address for d in directories if (address := read_address(d)) is not None and _alive(address.pid)]
     if not found:
-        what = f"of {directory.name}" if directory else "of yours"
-        raise UnreachableError(f"no experiment {what} runs on this host; start one with `phloem up EXPERIMENT.toml`")
+        what = f"experiment {directory.name} does not run" if directory else "no experiment of yours runs"
+        raise UnreachableError(f"{what} on this host; start one with `phloem up EXPERIMENT.toml`")
     if len(found) > 1:
         names = ", ".join(f"{a.experiment} ({a.address})" for a in found)
         raise NotFoundError(f"{len(found)} experiments run on this host: {names}; say which with -e or --core")

@@ -29,6 +29,9 @@ from phloem.model.event import Equipment
 
 __all__ = ["add_to"]
 
+ResetOption = Annotated[
+    list[str] | None, typer.Option(metavar="PATH", help="take the experiment file's values below this ODB path")
+]
 INDEX_VARIABLE = "MIDAS_FRONTEND_INDEX"
 
 
@@ -63,9 +66,7 @@ def _place(context: typer.Context, experiment: Experiment) -> Place:
 def core(
     context: typer.Context,
     experiment: ExperimentOption = "",
-    reset: Annotated[
-        list[str] | None, typer.Option(metavar="PATH", help="take the experiment file's values below this ODB path")
-    ] = None,
+    reset: ResetOption = None,
 ) -> None:
     """Run control by itself: state, ODB, runs. Example: phloem core -e lab.toml"""
     path = experiment or (context.obj.experiment if context.obj else "")
@@ -97,7 +98,9 @@ def core(
 def frontend(
     context: typer.Context,
     code: Annotated[str, typer.Argument(metavar="MODULE-or-FILE.py[:Class]")],
-    index: Annotated[int | None, typer.Option("-i", "--index", help=f"frontend index (or {INDEX_VARIABLE})")] = None,
+    index: Annotated[
+        int | None, typer.Option("-i", "--index", min=0, help=f"frontend index (or {INDEX_VARIABLE})")
+    ] = None,
     experiment: ExperimentOption = "",
     name: Annotated[str, typer.Option(help="client name, instead of the class's with the index")] = "",
 ) -> None:
@@ -165,17 +168,21 @@ def logger(context: typer.Context, experiment: ExperimentOption = "") -> None:
 def up(
     experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT.toml")],
     background: Annotated[bool, typer.Option("-D", help="in the background; stop it with SIGTERM")] = False,
+    reset: ResetOption = None,
 ) -> None:
     """Start an experiment's components and keep them until Ctrl-C. Example: phloem up lab.toml"""
     described = load(experiment)
     if background:
-        _up_in_background(described)
+        _up_in_background(described, reset or [])
         return
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with Launcher(described) as launcher:
+    with Launcher(described, reset or []) as launcher:
         launcher.start(stop.is_set)
+        for message in launcher.operator.messages(100).result(timeout_s=10):
+            if message["severity"] in ("warning", "error"):  # where the ODB stands against the file, say
+                print(f"[{message['origin']}] {message['text']}", file=sys.stderr)
         print(f"{described.experiment.name} is up: {launcher.operator.address}", file=sys.stderr)
         print("start a run with `phloem start`, end it with `phloem stop`; Ctrl-C ends all", file=sys.stderr)
         _supervise(launcher, stop)
@@ -188,7 +195,7 @@ def _supervise(launcher: Launcher, stop: threading.Event) -> None:
         for process in launcher.dead():
             if process.pid not in told:
                 told.add(process.pid)
-                print(f"{process.what} has ended: {process.last_lines(3) or 'without a word'}", file=sys.stderr)
+                print(f"{process.what} has ended: {process.last_lines(3)}", file=sys.stderr)
 
 
 def _end_run(launcher: Launcher) -> None:
@@ -200,12 +207,12 @@ def _end_run(launcher: Launcher) -> None:
         print(f"the run was not ended: {error}", file=sys.stderr)
 
 
-def _up_in_background(experiment: Experiment) -> None:
+def _up_in_background(experiment: Experiment, reset: list[str]) -> None:
     experiment.data_dir.mkdir(parents=True, exist_ok=True)
     log = experiment.data_dir / "up.log"
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "phloem", "up", experiment.path],
+            [sys.executable, "-m", "phloem", "up", experiment.path, *(f"--reset={path}" for path in reset)],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,

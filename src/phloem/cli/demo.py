@@ -143,7 +143,7 @@ def _line(status: dict[str, Any]) -> str:
 def _check_alive(launcher: Launcher, status: dict[str, Any]) -> None:
     dead = launcher.dead()
     if dead:
-        raise PhloemError(f"{dead[0].what} has ended: {dead[0].last_lines(1) or 'without a word'}")
+        raise PhloemError(f"{dead[0].what} has ended: {dead[0].last_lines(1)}")
 
 
 def _report(document: dict[str, Any], verified: list[str]) -> None:

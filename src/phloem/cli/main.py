@@ -65,6 +65,9 @@ def main(args: list[str] | None = None) -> int:
 
 def _unexpected(error: Exception) -> int:
     show = getattr(error, "format_message", None)  # a usage error of the command line
+    if show is not None and type(error).__name__ == "NoArgsIsHelpError":
+        print(show(), file=sys.stderr)
+        return 2
     if show is not None:
         return _say(f"{show()} (see phloem --help)", 2)
     if os.environ.get("PHLOEM_TRACEBACK"):

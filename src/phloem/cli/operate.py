@@ -29,7 +29,7 @@ def add_to(app: typer.Typer) -> None:
     tree = typer.Typer(help="The tree of settings and status.", no_args_is_help=True, rich_markup_mode=None)
     tree.command(name="ls")(odb_ls)
     tree.command(name="get")(odb_get)
-    tree.command(name="set")(odb_set)
+    tree.command(name="set", context_settings={"ignore_unknown_options": True})(odb_set)  # -1500 is a value
     app.add_typer(tree, name="odb")
 
 

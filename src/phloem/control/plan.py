@@ -20,7 +20,7 @@ from phloem.protocol.control import Plan, Register, Stream
 
 __all__ = ["DEFAULT_CAPACITY_BYTES", "Planned", "Wishes", "capacity_bytes", "ring_path", "work_out"]
 
-DEFAULT_CAPACITY_BYTES = 4 << 20  # fits the cache, holds 8 frames of the largest usual size
+DEFAULT_CAPACITY_BYTES = 4 << 20  # three or four of them still fit the cache, which is what makes them fast
 _STEP_BYTES = 64 << 10  # rings are a multiple of this (datapath, section 1)
 _SMALLEST_BYTES = 4 * _STEP_BYTES  # a frame is at most half the ring, 64 kB are kept for border frames
 
@@ -215,7 +215,7 @@ def _safe(name: str) -> str:
 
 
 def capacity_bytes(buffer: str, sizes: Mapping[str, int]) -> int:
-    """Bytes of each ring of a buffer: its setting, rounded up to a multiple of 64 kB, or 8 MiB."""
+    """Bytes of each ring of a buffer: its setting, rounded up to a multiple of 64 kB, or 4 MiB."""
     known = {name.lower(): size for name, size in sizes.items()}
     size = known.get(buffer.lower(), DEFAULT_CAPACITY_BYTES)
     if size < _SMALLEST_BYTES:

@@ -28,6 +28,7 @@ __all__ = ["FATES", "BuilderSettings", "EventBuilder"]
 
 FATES = ("received", "built", "incomplete", "late", "duplicate", "discarded", "quarantined")
 LOOK_S = 0.1  # what one look at an empty ring counts towards silence, at most (datapath, section 3)
+FRAME_ROOM_BYTES = 192 << 10  # of half a ring, for all but the event: reserve for borders, header, checkpoint
 FRAMES_AHEAD = 8  # taken from a source before the others have come as far
 
 
@@ -89,8 +90,10 @@ class EventBuilder(Component):
         self._out_ring = ""
         self._timeout_s = 10.0
         self._finishing = False
+        self._undone = False
         self._finished = True
         self._names_checked = False
+        self._told_too_large = False
         self._blocked_before_s = 0.0
 
     def describe(self) -> tuple[tuple[Equipment, ...], str, dict[str, dict[str, Any]], str]:
@@ -113,10 +116,11 @@ class EventBuilder(Component):
             reorder=settings.reorder,
             window=max(settings.duplicate_window, settings.reorder + 1),
             on_incomplete=Policy[settings.on_incomplete.upper()],
+            max_event=output.capacity_bytes // 2 - FRAME_ROOM_BYTES,
         )
         self._kernel.begin_run(request.run.number)
         self._open_output(output)
-        self._finishing = self._finished = self._names_checked = False
+        self._finishing = self._finished = self._names_checked = self._told_too_large = False
         beginning = join_sections([encode_json(self._who(output))])
         self._writer.send_frame(FrameKind.BEGIN_OF_RUN, border_text(self._equipment.name, BEGINNING), 1, beginning)
         table = ", ".join(f"{s.name} ({s.receiver.path.rsplit('/', 1)[-1]})" for s in self._sources)
@@ -154,6 +158,7 @@ class EventBuilder(Component):
         self._out.writer.begin_run(self.run_info.number)
 
     def end(self, request: TransitionRequest) -> Result | None:
+        self._undone = request.why == "failed"
         self._finishing = True  # answered by `_finish`, when every source has ended and all is built
         return None
 
@@ -222,6 +227,8 @@ class EventBuilder(Component):
             out.wait_space()
             return None
         why = Stop(result[0])
+        if kernel.events_too_large and not self._told_too_large:
+            self._tell_too_large(kernel)
         if out.writer.open_events or self._has_freed(kernel):
             self._commit(kernel)
         return why
@@ -316,7 +323,13 @@ class EventBuilder(Component):
 
     def _end_if_gone(self, kernel: Builder, source: _Source) -> None:
         """END was asked, and this source's process is no more: its ring says what it had sent."""
-        if source.ended or source.border is not None or source.receiver.has_data or source.receiver.writer_alive:
+        if source.ended or source.border is not None or source.receiver.has_data:
+            return
+        if self._undone and not source.begun:  # PREPARE failed before it came to this source: no border will come
+            source.ended = True
+            kernel.end_source(source.number)
+            return
+        if source.receiver.writer_alive:
             return
         if source.receiver.settle() and source.receiver.has_data:
             return
@@ -324,8 +337,17 @@ class EventBuilder(Component):
         kernel.end_source(source.number)
         self._warn(f"{source.name} is gone and has not ended the run; it had sent {source.last_total} fragments")
 
+    def _tell_too_large(self, kernel: Builder) -> None:
+        self._told_too_large = True
+        _, _, buffer, capacity, _ = self._writer.settings
+        self.message(
+            f"a built event of {kernel.largest_refused} bytes is too large for buffer {buffer} of {capacity} bytes "
+            f"and is discarded; raise /Experiment/Buffer sizes/{buffer}",
+            "error",
+        )
+
     def _warn(self, text: str) -> None:
-        self.message(f"{self.name}: {text}", "warning")
+        self.message(text, "warning")
 
     def _check_names(self) -> None:
         """Two fragments with the same bank name: readers that key banks by name see one of them only."""

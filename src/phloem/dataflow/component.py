@@ -129,12 +129,16 @@ class Component:
         """Register, then turn until told to end. Blocks; call it from the main thread."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
+        reason = ""
         try:
             self.attach()
             while not self._ending:
                 self.step()
+        except BaseException as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise
         finally:
-            self.detach()
+            self.detach(reason)
 
     def attach(self) -> None:
         """Register with run control."""
@@ -304,7 +308,7 @@ class Component:
         try:
             hook()
         except Exception as error:  # noqa: BLE001  a hook outside the data must not end the component
-            self.message(f"{self.name}: {type(error).__name__}: {error}\n{traceback.format_exc()}", "error")
+            self.message(f"{type(error).__name__}: {error}\n{traceback.format_exc()}", "error")
 
 
 def user_error(what: str, error: BaseException) -> UserCodeError:

@@ -173,7 +173,7 @@ class Logger(Component):
     def _foreign(self, stream: LoggerInput, frame: Frame) -> None:
         if frame.n_events and frame.kind == FrameKind.EVENTS:
             self.message(
-                f"{self.name}: {stream.name} has {frame.n_events} events of run {frame.run} in its ring; "
+                f"{stream.name} has {frame.n_events} events of run {frame.run} in its ring; "
                 f"they are not of run {self._run_number} and are dropped",
                 "error",
             )
@@ -239,12 +239,17 @@ class Logger(Component):
 
     def _end_if_gone(self, stream: LoggerInput) -> None:
         receiver = stream.receiver
-        if stream.ended or receiver.has_data or receiver.writer_alive:
+        if stream.ended or receiver.has_data:
+            return
+        if not stream.begun and self._end_request is not None and self._end_request.why == "failed":
+            stream.ended = True  # PREPARE failed before it came to this stream: no border will come
+            return
+        if receiver.writer_alive:
             return
         if receiver.settle() and receiver.has_data:
             return
         stream.ended = stream.gone = True
-        self.message(f"{self.name}: {stream.name} is gone and has not ended the run", "warning")
+        self.message(f"{stream.name} is gone and has not ended the run", "warning")
 
     # ------------------------------------------------------------------ the end
 
@@ -264,7 +269,7 @@ class Logger(Component):
                 self._write_run_event(False, request.run.number, _with_account(odb, report))
                 self._until_written(lambda: writer.close(_status(request), report), writer)
             except PhloemError as error:
-                self.message(f"{self.name}: {error}", "error")
+                self.message(f"{error}", "error")
                 raise
             self._bytes = writer.bytes
             self._writer = None

@@ -75,7 +75,7 @@ class Readout(Component):
             for field in ("event_limit", "num_subevents", "log_history"):
                 if getattr(equipment, field):
                     name = field.replace("_", " ").capitalize()
-                    self.message(f"{self.name}: {equipment.name}/Common/{name} has no effect here", "warning")
+                    self.message(f"{equipment.name}/Common/{name} has no effect here", "warning")
         self._hook("init")
 
     # ------------------------------------------------------------------ transitions
@@ -92,7 +92,12 @@ class Readout(Component):
         who = {"client": self.name, "host": socket.gethostname(), "pid": os.getpid(), "file": self._file}
         for output in self._outputs.values():
             output.begin(request.run.number, who)
-        self._hook("prepare", request.run.number)
+        try:
+            self._hook("prepare", request.run.number)
+        except PhloemError:  # what has begun must end, or those who read it wait for the end
+            for output in self._outputs.values():
+                output.end()
+            raise
         return {"notes": {name: {"continued": o.sender.writer.continued} for name, o in self._outputs.items()}}
 
     def _open(self, stream: Stream) -> Output:
@@ -211,7 +216,7 @@ class Readout(Component):
     def _readout_failed(self, error: PhloemError) -> None:
         """A readout that raises is not called again in this run: a broken event must not be sent on and on."""
         self._report(error)
-        self.message(f"{self.name}: reading stopped for this run; end it, mend the frontend, start again", "error")
+        self.message("reading stopped for this run; end it, mend the frontend, start again", "error")
         self.state = State.READY
 
     def _report(self, error: PhloemError) -> None:
@@ -220,7 +225,7 @@ class Readout(Component):
         if error.__cause__ is not None:
             lines = [f"{f.filename}:{f.lineno}" for f in _frames(error.__cause__)]
             where = f" (at {' < '.join(reversed(lines))})"
-        self.message(f"{self.name}: {error}{where}", "error")
+        self.message(f"{error}{where}", "error")
 
     # ------------------------------------------------------------------ what the user's frontend calls
 

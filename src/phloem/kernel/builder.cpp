@@ -21,6 +21,7 @@ void Builder::begin_run(uint32_t run) {
     run_ = run;
     epoch_known_ = false;
     epoch_ = next_serial_ = events_built_ = events_incomplete_ = n_missed_ = 0;
+    events_too_large_ = largest_refused_ = 0;
 }
 
 void Builder::add_frame(uint32_t source, uint32_t run, const uint8_t* body, size_t size, uint32_t n_events,
@@ -301,7 +302,9 @@ size_t Builder::build_in_order(uint8_t*& p, const uint8_t* limit) {
     for (; built < most; ++built) {
         size_t banks_size = 0;
         const uint32_t serial = static_cast<uint32_t>(first + built);
-        if (!next_in_tracks(serial, banks_size) || 24 + banks_size > static_cast<size_t>(limit - p)) break;
+        if (!next_in_tracks(serial, banks_size) || 24 + banks_size > options_.max_event ||
+            24 + banks_size > static_cast<size_t>(limit - p))
+            break;
         const EventHeader header{options_.event_id, options_.trigger_mask, serial, load_u32(tracks_.front().event + 8),
                                  static_cast<uint32_t>(8 + banks_size)};
         std::memcpy(p, &header, sizeof header);
@@ -361,12 +364,17 @@ Builder::Built Builder::build(uint8_t* out, size_t room, size_t meta_room) {
             break;
         }
         if (incomplete && options_.on_incomplete == Policy::build) banks += missing_bank_size(serial);
-        const bool discard = incomplete && options_.on_incomplete == Policy::discard;
+        const bool too_large = 24 + banks > options_.max_event;
+        const bool discard = too_large || (incomplete && options_.on_incomplete == Policy::discard);
         const bool no_room = !discard && 24 + banks > room - static_cast<size_t>(p - out);
         if (no_room || checkpoint_bound() > meta_room) {
             result.why = Stop::room;
             result.wanted = 24 + banks;
             break;
+        }
+        if (too_large) {
+            ++events_too_large_;
+            largest_refused_ = std::max<uint64_t>(largest_refused_, 24 + banks);
         }
         if (!discard) {
             p = compose(p, serial, banks, incomplete);

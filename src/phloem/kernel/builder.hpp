@@ -22,6 +22,7 @@ struct BuilderOptions {
     uint32_t reorder = 0;    // how far behind a source's own highest serial number a fragment may come
     uint32_t window = 4096;  // how far back a repeated serial number is known as a duplicate
     Policy on_incomplete = Policy::build;
+    uint64_t max_event = UINT64_MAX;  // bytes; a larger one cannot leave, and is discarded
 };
 
 struct Fates {
@@ -94,6 +95,8 @@ class Builder {
     const Fates& fates(uint32_t source) const { return sources_[source].fates; }
     uint64_t events_built() const { return events_built_; }
     uint64_t events_incomplete() const { return events_incomplete_; }
+    uint64_t events_too_large() const { return events_too_large_; }
+    uint64_t largest_refused() const { return largest_refused_; }  // bytes
     uint32_t last_serial(uint32_t source) const { return static_cast<uint32_t>(sources_[source].highest); }
     std::vector<Mark> take_marks();
     std::vector<uint8_t> checkpoint(const std::vector<uint64_t>& generations) const;
@@ -149,7 +152,7 @@ class Builder {
     bool epoch_known_ = false;
     uint64_t epoch_ = 0;
     uint64_t next_serial_ = 0;
-    uint64_t events_built_ = 0, events_incomplete_ = 0;
+    uint64_t events_built_ = 0, events_incomplete_ = 0, events_too_large_ = 0, largest_refused_ = 0;
     size_t n_missed_ = 0;  // ranges in all sources
 };
 

@@ -297,13 +297,13 @@ NB_MODULE(_kernel, m) {
     nb::class_<Builder>(m, "Builder")
         .def("__init__",
              [](Builder* self, std::vector<std::string> names, uint16_t event_id, uint16_t trigger_mask,
-                uint32_t reorder, uint32_t window, uint32_t on_incomplete) {
+                uint32_t reorder, uint32_t window, uint32_t on_incomplete, uint64_t max_event) {
                  if (on_incomplete > 2) throw nb::value_error("on_incomplete is 0 (build), 1 (discard) or 2 (stop)");
                  new (self) Builder({std::move(names), event_id, trigger_mask, reorder, window,
-                                     static_cast<Policy>(on_incomplete)});
+                                     static_cast<Policy>(on_incomplete), max_event});
              },
              "names"_a, "event_id"_a = 1, "trigger_mask"_a = 0xFFFF, "reorder"_a = 0, "window"_a = 4096,
-             "on_incomplete"_a = 0)
+             "on_incomplete"_a = 0, "max_event"_a = UINT64_MAX)
         .def("begin_run", &Builder::begin_run, "run"_a)
         .def("add_frame",
              [](Builder& b, uint32_t source, const Frame& f) {
@@ -350,6 +350,8 @@ NB_MODULE(_kernel, m) {
              "source"_a)
         .def_prop_ro("events_built", &Builder::events_built)
         .def_prop_ro("events_incomplete", &Builder::events_incomplete)
+        .def_prop_ro("events_too_large", &Builder::events_too_large)
+        .def_prop_ro("largest_refused", &Builder::largest_refused)
         .def("last_serial", &Builder::last_serial, "source"_a)
         .def("take_marks",
              [](Builder& b) {
