@@ -68,7 +68,14 @@ def shm(place: Path, patience: Patience) -> Pair:
     def receiver() -> ShmReceiver:
         return ShmReceiver(path, "EB", Doorbell(place / "bell"))
 
-    return Pair(sender, receiver(), sender.writer.flush, receiver)
+    pair = Pair(sender, receiver(), sender.writer.flush, receiver)
+
+    def again() -> ShmReceiver:
+        del pair.receiver  # a reader has its place once
+        return receiver()
+
+    pair.again = again
+    return pair
 
 
 PAIRS: Sequence[Callable[[Path, Patience], Pair]] = [shm]

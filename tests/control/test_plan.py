@@ -176,7 +176,7 @@ def test_a_type_from_another_midas_is_refused_by_name() -> None:
 def test_rings_have_safe_names_and_sizes() -> None:
     assert ring_path(RUNTIME, "BUF 1", "a.b%") == RUNTIME / "BUF%201.a%2Eb%25.ring"
     assert ring_path(RUNTIME, "A", "B.C") != ring_path(RUNTIME, "A.B", "C")
-    assert capacity_bytes("BUF01", {}) == 8_388_608
+    assert capacity_bytes("BUF01", {}) == 4_194_304
     assert capacity_bytes("buf01", {"BUF01": 1_000_000}) == 1_048_576
     assert capacity_bytes("BUF01", {"BUF01": 262_144}) == 262_144
     with pytest.raises(SettingsError, match=r"'/Experiment/Buffer sizes/BUF01' is 100; .* at least 262144 bytes"):

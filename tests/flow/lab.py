@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from tests.flow.leftovers import processes_of
 
 from phloem.control.operator import Operator
+from phloem.model.errors import PhloemError
 
 DEADLINE_S = 30.0
 LEAVE_S = 15.0
@@ -215,13 +216,19 @@ class Live:
         """END; the document of the run."""
         return self.operator.end_run().result(DEADLINE_S)
 
+    def close_run(self) -> None:
+        """End a run that a test left open, whatever comes of it."""
+        if self.status()["state"] != "STOP":
+            with suppress(PhloemError):
+                self.stop()
+
     def set(self, path: str, value: Any) -> None:
         """Set a key of the ODB."""
         self.operator.odb_set(path, value).result(DEADLINE_S)
 
     def messages(self) -> list[str]:
-        """The texts that people would see, oldest first."""
-        return [str(message["text"]) for message in self.operator.messages(500).result(DEADLINE_S)]
+        """What people would see, who said it and the text, oldest first."""
+        return [f"[{m['origin']}] {m['text']}" for m in self.operator.messages(500).result(DEADLINE_S)]
 
     def pids(self, *words: str) -> list[int]:
         """Processes whose command line has all these words."""

@@ -17,9 +17,7 @@ TIME = 1_700_000_000
 ODB = b'{"Runinfo": {"Run number": 7}}'
 
 
-def data_event(
-    serial: int, n_values: int = 2, event_id: int = 1, form: BankFormat = BankFormat.BANK32A
-) -> bytes:
+def data_event(serial: int, n_values: int = 2, event_id: int = 1, form: BankFormat = BankFormat.BANK32A) -> bytes:
     """One event with a bank of bytes and one of doubles."""
     banks = (
         Bank("BYTS", TID.UINT8, np.arange(serial, serial + n_values, dtype=np.uint8)),

@@ -276,9 +276,7 @@ def test_run_borders_have_the_magic_the_run_number_and_a_nul(begin: bool, event_
     assert run_event(begin, 42, 5, b"{}", aligned=False) == (
         struct.pack("<HHIII", event_id, 0x494D, 42, 5, 3) + b"{}\0"
     )
-    assert run_event(begin, 42, 5, b"{}") == struct.pack(
-        "<HHIII", event_id, 0x494D, 42, 5, 8
-    ) + b"{}" + bytes(6)
+    assert run_event(begin, 42, 5, b"{}") == struct.pack("<HHIII", event_id, 0x494D, 42, 5, 8) + b"{}" + bytes(6)
     assert run_event(True, 1, 5, b"")[:4] == b"\x00\x80\x4d\x49"
 
 

@@ -149,18 +149,13 @@ def structure(tmp_path: Path, *events: bytes) -> Result:
 def test_without_an_index_the_structure_is_judged_and_that_is_said(tmp_path: Path) -> None:
     result = structure(tmp_path, *EVENTS)
     assert result.ok
-    assert [note.text for note in result.notes] == [
-        "no index beside the file: only its structure could be judged"
-    ]
+    assert [note.text for note in result.notes] == ["no index beside the file: only its structure could be judged"]
 
 
 def test_events_must_be_whole(tmp_path: Path) -> None:
     result = structure(tmp_path, border(True), data_event(0), data_event(1)[:-1])
     assert "whole" in laws(result)
-    assert (
-        "byte 128: whole: event 0x0001 serial number 1 has 80 bytes by its header, and 79 are left"
-        in texts(result)
-    )
+    assert "byte 128: whole: event 0x0001 serial number 1 has 80 bytes by its header, and 79 are left" in texts(result)
     assert result.last_whole_event == (48, 0, 1)
 
 
@@ -315,9 +310,7 @@ def test_rising_serial_numbers_are_fine_across_the_wrap(tmp_path: Path) -> None:
         ((0, -1, 0, 1), "serial number 4294967295 after 0"),
     ],
 )
-def test_serial_numbers_of_one_source_must_rise(
-    tmp_path: Path, serials: tuple[int, ...], complaint: str
-) -> None:
+def test_serial_numbers_of_one_source_must_rise(tmp_path: Path, serials: tuple[int, ...], complaint: str) -> None:
     result = serials_of(tmp_path, *serials)
     assert laws(result) == {"serials"}
     assert f"event id 1 has {complaint}" in texts(result)
@@ -339,8 +332,7 @@ def test_serial_numbers_of_several_streams_are_not_called_damage(tmp_path: Path)
 
 def odb_of(*equipment: tuple[int, str], logged: str = "SYSTEM") -> bytes:
     trees = {
-        f"E{n}": {"Common": {"Event ID": event_id, "Buffer": buffer}}
-        for n, (event_id, buffer) in enumerate(equipment)
+        f"E{n}": {"Common": {"Event ID": event_id, "Buffer": buffer}} for n, (event_id, buffer) in enumerate(equipment)
     }
     logger = {"Channels": {"0": {"Settings": {"Buffer": logged}}}}
     return json.dumps({"Equipment": trees, "Logger": logger}).encode()
@@ -412,9 +404,7 @@ def altered(path: Path, **values: object) -> Result:
         ({"n_events": 3}, "index", "says 8 events in"),
     ],
 )
-def test_file_and_index_agree(
-    tmp_path: Path, values: dict[str, object], law: str | None, complaint: str
-) -> None:
+def test_file_and_index_agree(tmp_path: Path, values: dict[str, object], law: str | None, complaint: str) -> None:
     assert len(EVENTS[0] + EVENTS[1]) == 88
     result = altered(tmp_path / "run.mid", **values)
     assert result.ok == (law is None)
@@ -442,10 +432,7 @@ def test_bytes_beyond_the_last_block_are_named_and_their_events_found(run: Path)
 def test_a_file_cut_at_a_block_border_misses_blocks(run: Path) -> None:
     os.truncate(run, STARTS[4])
     result = verify(run)
-    assert (
-        f"the file ends at byte {STARTS[4]}; the index has 2 more blocks, up to byte {STARTS[-1]}"
-        in texts(result)
-    )
+    assert f"the file ends at byte {STARTS[4]}; the index has 2 more blocks, up to byte {STARTS[-1]}" in texts(result)
 
 
 def test_a_file_that_the_index_does_not_name_is_not_proved(run: Path) -> None:

@@ -154,9 +154,7 @@ def test_a_sync_that_fails_takes_the_block_back(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(("fsync", "synced"), [("never", 0), ("close", 1), ("block", 5)])
-def test_the_fsync_policy_is_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fsync: Any, synced: int
-) -> None:
+def test_the_fsync_policy_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fsync: Any, synced: int) -> None:
     files: list[str] = []
     for name in ("fsync", "fdatasync"):
         original = getattr(os, name)

@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.kernel.rings import RUN, Progress, new_writer, send
 
 if __name__ == "__main__":
-    writer = new_writer(Path(sys.argv[1]))
+    writer = new_writer(Path(sys.argv[1]), flush_ns=10**12)
     progress = Progress(Path(sys.argv[2]))
     writer.begin_run(RUN)
     for i in range(3):

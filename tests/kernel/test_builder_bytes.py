@@ -101,6 +101,14 @@ def test_the_policy_discard_counts_and_writes_nothing(make: MakeBuilder) -> None
     assert builder.fates(0) == (2, 1, 0, 0, 0, 1, 0)
 
 
+def test_an_event_larger_than_may_be_is_discarded_and_the_next_one_is_built(make: MakeBuilder) -> None:
+    builder = make(["A", "B"], max_event=24 + 2 * 24)
+    for source in (0, 1):
+        add(builder, source, *(event(n, [(b"ADC0", 4, bytes(size))]) for n, size in enumerate((8, 9, 8))))
+    assert serials(builder.build(ROOM)[0]) == [0, 2]
+    assert builder.fates(0) == (3, 2, 0, 0, 0, 1, 0)
+
+
 def test_the_policy_stop_leaves_the_incomplete_event_where_it_is(make: MakeBuilder) -> None:
     builder = make(["A", "B"], on_incomplete=Policy.STOP)
     add(builder, 0, event(0), event(1), event(2))

@@ -32,11 +32,13 @@ from phloem.kernel import Stop, reference
 
 
 def kernel_of(made: Options) -> Telling:
-    return Telling(kernel.Builder(NAMES[: made.n_sources], 3, 0x0102, made.reorder, made.window, made.on_incomplete))
+    names = NAMES[: made.n_sources]
+    return Telling(kernel.Builder(names, 3, 0x0102, made.reorder, made.window, made.on_incomplete, made.max_event))
 
 
 def reference_of(made: Options) -> Telling:
-    return Telling(reference.Builder(NAMES[: made.n_sources], 3, 0x0102, made.reorder, made.window, made.on_incomplete))
+    names = NAMES[: made.n_sources]
+    return Telling(reference.Builder(names, 3, 0x0102, made.reorder, made.window, made.on_incomplete, made.max_event))
 
 
 def is_balanced(builder: AnyBuilder, n_sources: int) -> bool:

@@ -12,7 +12,6 @@ from tests.kernel.rings import (
     CAPACITY_AT,
     HEAD_AT,
     N_SLOTS_AT,
-    RING_LACKS_THIS,
     SLOTS_AT,
     child,
     new_reader,
@@ -35,7 +34,6 @@ def ring(place: Path) -> Path:
     return path
 
 
-@RING_LACKS_THIS
 @pytest.mark.parametrize(
     ("at", "data", "complaint"),
     [
@@ -54,7 +52,6 @@ def test_a_damaged_header_is_refused(ring: Path, at: int, data: bytes, complaint
         new_reader(ring).next()
 
 
-@RING_LACKS_THIS
 @pytest.mark.parametrize(
     ("at", "data", "complaint"),
     [
@@ -84,7 +81,6 @@ def test_a_file_that_is_no_ring_is_refused_by_writer_and_reader(place: Path) -> 
                 opened(path)
 
 
-@RING_LACKS_THIS
 def test_any_one_damaged_byte_leads_to_an_error_or_to_nothing(place: Path) -> None:
     with child("tests.kernel.damaged_process", place, 3) as process:
         out, _ = process.communicate(timeout=50)

@@ -13,7 +13,6 @@ from tests.kernel.rings import (
     HEAD_AT,
     LAST_AT,
     PUBLISHED_AT,
-    RING_LACKS_THIS,
     RUN,
     Progress,
     child,
@@ -176,7 +175,6 @@ def test_the_writers_lock_refuses_and_names_the_process_that_has_it(place: Path)
     progress.close()
 
 
-@RING_LACKS_THIS
 def test_after_settle_the_dead_writer_is_still_dead(place: Path) -> None:
     path, progress = place / "ring", Progress(place / "progress")
     with child("tests.kernel.open_frame_process", path, progress.path):
@@ -221,7 +219,6 @@ def test_a_ring_of_another_boot_is_moved_aside(place: Path) -> None:
     assert (place / "ring.before-boot").read_bytes() == old
 
 
-@RING_LACKS_THIS
 def test_a_process_does_not_get_the_writers_place_twice(place: Path) -> None:
     path = place / "ring"
     writer = new_writer(path)

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.kernel.rings import CAPACITY, RING_LACKS_THIS, RUN, drain, new_reader, new_writer, send, until
+from tests.kernel.rings import CAPACITY, RUN, drain, new_reader, new_writer, send, until
 
 from phloem.kernel import Bell, FrameKind, RingError, RingReader
 
@@ -149,7 +149,6 @@ def test_a_doorbell_wakes_its_sleeper_and_bounds_each_sleep(place: Path) -> None
         drain(reader)
 
 
-@RING_LACKS_THIS
 def test_the_flush_timer_closes_a_frame_while_nobody_calls(place: Path) -> None:
     path = place / "ring"
     patient = new_writer(place / "patient")  # does not keep the timer from the other one

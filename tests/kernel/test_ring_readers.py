@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.kernel.rings import (
-    RING_LACKS_THIS,
     RUN,
     SLOT_SIZE,
     SLOTS_AT,
@@ -86,7 +85,6 @@ def test_there_is_no_ring(place: Path) -> None:
         new_reader(place / "none")
 
 
-@RING_LACKS_THIS
 def test_a_view_dies_at_release_and_an_array_that_looks_at_it_forbids_that(place: Path) -> None:
     path = place / "ring"
     writer = new_writer(path)
@@ -145,7 +143,6 @@ def check_payload(body: bytes, first_serial: int, next_serial: int) -> None:
     assert serial == next_serial
 
 
-@RING_LACKS_THIS
 def test_what_was_missed_is_counted_when_the_next_frame_is_a_border(place: Path) -> None:
     path = place / "ring"
     writer = new_writer(path, readers=[])
@@ -176,7 +173,6 @@ def test_places_of_dead_some_readers_are_used_again(place: Path) -> None:
     assert writer.drained
 
 
-@RING_LACKS_THIS
 def test_a_reader_that_may_be_overtaken_gets_no_views(place: Path) -> None:
     writer = new_writer(place / "ring", readers=[])
     reader = new_reader(place / "ring", "Monitor", everything=False)
@@ -186,7 +182,6 @@ def test_a_reader_that_may_be_overtaken_gets_no_views(place: Path) -> None:
         reader.next()
 
 
-@RING_LACKS_THIS
 def test_two_readers_of_one_process_that_may_be_overtaken_have_two_places(place: Path) -> None:
     writer = new_writer(place / "ring", readers=[])
     readers = [new_reader(place / "ring", name, everything=False) for name in ("Monitor", "Page")]
@@ -198,7 +193,6 @@ def test_two_readers_of_one_process_that_may_be_overtaken_have_two_places(place:
     assert names == [b"Monitor", b"Page"]
 
 
-@RING_LACKS_THIS
 def test_a_frame_and_its_views_keep_the_ring_mapped(place: Path) -> None:
     writer = new_writer(place / "ring")
     send(writer, 5)

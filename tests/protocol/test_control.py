@@ -135,3 +135,16 @@ def test_a_message_cut_anywhere_or_with_bytes_behind_it_is_refused(message: Mess
             read(data[:size])
     with pytest.raises(ProtocolError, match="trailing"):
         read(data + b"\xc0")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x83\xa4type\xa4Text\xa8severity\xa4info\xa4text\xa2\xff\xfe",  # no UTF-8
+        b"\x82\xa4type\xa7Request\xa6params\x81\xa1a" + b"\x91" * 100_000,  # nested without end
+    ],
+)
+def test_bytes_that_are_no_text_or_nested_without_end_are_the_peers_fault(data: bytes) -> None:
+    for read in (decode, decode_request):
+        with pytest.raises(ProtocolError):
+            read(data)

@@ -87,6 +87,12 @@ def test_damaged_json_is_the_peers_fault(payload: bytes) -> None:
         decode_json(join_sections([(Section.JSON, payload)]))
 
 
+@pytest.mark.parametrize("payload", [b'{"a":"\xff"}', b'{"a":' + b"[" * 100_000])
+def test_json_that_is_no_text_or_nested_without_end_is_the_peers_fault(payload: bytes) -> None:
+    with pytest.raises(ProtocolError, match="JSON section"):
+        decode_json(join_sections([(Section.JSON, payload)]))
+
+
 def test_marks_byte_by_byte() -> None:
     marks = [(0, 1, 5, 9), (3, 2, 0xFFFFFFFF, 2)]
     expected = struct.pack("<10I", 2, 0, 0, 1, 5, 9, 3, 2, 0xFFFFFFFF, 2)

@@ -274,7 +274,8 @@ class EventBuilder(Component):
     # ------------------------------------------------------------------ silence and space
 
     def _wait_for_input(self, kernel: Builder) -> None:
-        receivers = [source.receiver for source in self._sources]
+        # One that is far ahead of the others always has data: waiting for it would be spinning, and no silence at all.
+        receivers = [source.receiver for source in self._sources if self._takes(kernel, source)]
         for source in self._sources:
             if not source.begun:
                 source.receiver.open()  # the ring may have been made, or made anew, since
@@ -291,6 +292,10 @@ class EventBuilder(Component):
         if self._finishing:
             for source in self._sources:
                 self._end_if_gone(kernel, source)
+
+    def _takes(self, kernel: Builder, source: _Source) -> bool:
+        """Whether the next frame of a source would be taken now."""
+        return source.border is None and not source.ended and kernel.frames_waiting(source.number) < FRAMES_AHEAD
 
     def _count_silence(self, kernel: Builder, source: _Source, looked_s: float) -> None:
         source.silent_s += looked_s

@@ -45,11 +45,34 @@ class BufferView {
     const Py_buffer& view_;
 };
 
-// A frame in a ring. `body` is a read-only view that dies when the frame is released.
+// The memory of one frame's body, read-only, as long as anything looks at it: it keeps the ring mapped.
+struct Body {
+    std::shared_ptr<Mapping> map;
+    const uint8_t* data;
+    size_t size;
+    int looking = 0;
+
+    static int get(PyObject* self, Py_buffer* view, int flags) {
+        Body* body = nb::inst_ptr<Body>(self);
+        if (PyBuffer_FillInfo(view, self, const_cast<uint8_t*>(body->data), static_cast<Py_ssize_t>(body->size), 1,
+                              flags) != 0)
+            return -1;
+        ++body->looking;
+        return 0;
+    }
+    static void release(PyObject* self, Py_buffer*) { --nb::inst_ptr<Body>(self)->looking; }
+};
+
+PyType_Slot body_slots[] = {{Py_bf_getbuffer, reinterpret_cast<void*>(Body::get)},
+                            {Py_bf_releasebuffer, reinterpret_cast<void*>(Body::release)},
+                            {0, nullptr}};
+
+// A frame in a ring. `body` is a read-only view that dies when the frame is closed.
 struct Frame {
     const FrameHeader* header;
     uint64_t end;
-    nb::object view;
+    std::shared_ptr<Mapping> map;
+    nb::object owner, view;
 
     const uint8_t* bytes() const {
         if (!header) throw RingError("this frame has been released");
@@ -58,16 +81,26 @@ struct Frame {
     nb::object body() {
         const uint8_t* p = bytes();
         if (!view.is_valid()) {
-            char* start = reinterpret_cast<char*>(const_cast<uint8_t*>(p));
-            view = nb::steal(PyMemoryView_FromMemory(start, static_cast<Py_ssize_t>(header->body_size), PyBUF_READ));
+            if (!owner.is_valid()) owner = nb::cast(Body{map, p, header->body_size});
+            view = nb::steal(PyMemoryView_FromObject(owner.ptr()));
+            if (!view.is_valid()) throw nb::python_error();
         }
         return view;
     }
-    nb::bytes meta() const { return nb::bytes(bytes() + header->body_size, header->meta_size); }
+    nb::bytes meta() const {
+        const uint8_t* p = bytes();  // first: it looks whether there is a header
+        return nb::bytes(p + header->body_size, header->meta_size);
+    }
     void close() {
-        if (view.is_valid()) view.attr("release")();  // BufferError if an array still looks at it
+        if (view.is_valid()) view.attr("release")();
         view = nb::object();
+        if (owner.is_valid() && nb::cast<Body&>(owner).looking > 0) {
+            PyErr_SetString(PyExc_BufferError, "an array still looks at this frame; let go of it before the frame is closed");
+            throw nb::python_error();
+        }
+        owner = nb::object();
         header = nullptr;
+        map.reset();
     }
 };
 
@@ -157,6 +190,7 @@ NB_MODULE(_kernel, m) {
         .def("disarm", &Bell::disarm)
         .def("sleep", &Bell::sleep, "token"_a, "timeout_ns"_a, nb::call_guard<nb::gil_scoped_release>());
 
+    nb::class_<Body>(m, "Body", nb::type_slots(body_slots));
     nb::class_<Frame>(m, "Frame")
         .def_prop_ro("kind", [](const Frame& f) { f.bytes(); return f.header->kind; })
         .def_prop_ro("run", [](const Frame& f) { f.bytes(); return f.header->run; })
@@ -268,7 +302,7 @@ NB_MODULE(_kernel, m) {
              [](RingReader& r) -> std::optional<Frame> {
                  const FrameHeader* header = r.next();
                  if (!header) return std::nullopt;
-                 return Frame{header, r.cursor(), nb::object()};
+                 return Frame{header, r.cursor(), r.mapping(), nb::object(), nb::object()};
              })
         .def("copy_next",
              [](RingReader& r) -> nb::object {

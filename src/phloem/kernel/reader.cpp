@@ -17,7 +17,7 @@ RingReader::RingReader(const std::string& path, const std::string& name, bool al
     int fd = open(path.c_str(), O_RDWR | O_CLOEXEC);
     if (fd < 0) throw RingError("there is no ring " + path + ": " + std::strerror(errno));
     try {
-        map_ = std::make_unique<Mapping>(path, fd);
+        map_ = std::make_shared<Mapping>(path, fd);
     } catch (const RingError&) {
         close(fd);
         throw;
@@ -63,9 +63,9 @@ bool RingReader::has_data() const { return map_->header()->head.load(std::memory
 
 uint64_t RingReader::backlog() const { return map_->header()->head.load(std::memory_order_acquire) - cursor_; }
 
-static void check(const FrameHeader* f, uint64_t capacity, const std::string& path, uint64_t position) {
+static void check(const FrameHeader* f, uint64_t committed, const std::string& path, uint64_t position) {
     // body and meta are looked at one by one, so that no sum of damaged numbers can wrap
-    if (f->magic != FRAME_MAGIC || f->size < sizeof *f || f->size > capacity || f->size % FRAME_ALIGN != 0 ||
+    if (f->magic != FRAME_MAGIC || f->size < sizeof *f || f->size > committed || f->size % FRAME_ALIGN != 0 ||
         f->body_size > f->size - sizeof *f || f->meta_size > f->size - sizeof *f - f->body_size)
         throw RingError("ring " + path + " is damaged at position " + std::to_string(position));
     if (f->version != FRAME_VERSION)
@@ -74,9 +74,14 @@ static void check(const FrameHeader* f, uint64_t capacity, const std::string& pa
 }
 
 const FrameHeader* RingReader::next() {
-    if (map_->header()->head.load(std::memory_order_acquire) == cursor_) return nullptr;
+    if (!all_) throw RingError("reader of ring " + path_ + " may be overtaken: it gets copies, not views");
+    const uint64_t head = map_->header()->head.load(std::memory_order_acquire);
+    if (head == cursor_) return nullptr;
+    if (head - cursor_ > map_->capacity() || head % FRAME_ALIGN != 0)
+        throw RingError("ring " + path_ + " is damaged: head " + std::to_string(head) + ", reader at " +
+                        std::to_string(cursor_));
     const FrameHeader* f = map_->frame(cursor_);
-    check(f, map_->capacity(), path_, cursor_);
+    check(f, head - cursor_, path_, cursor_);
     cursor_ += f->size;
     return f;
 }
@@ -115,9 +120,11 @@ bool RingReader::copy_next(std::vector<uint8_t>& out) {
             out.resize(f.size);
             std::memcpy(out.data(), map_->at(cursor_), f.size);
             if (!overtaken()) {
-                if (f.run == seen_run_ && f.total_events > seen_total_ + f.n_events &&
-                    f.kind == static_cast<uint16_t>(FrameKind::events))
-                    slot_->missed_events.fetch_add(f.total_events - seen_total_ - f.n_events);
+                const uint64_t here = f.kind == static_cast<uint16_t>(FrameKind::events) ? f.n_events : 0;
+                const uint64_t before = seen_ && f.run == seen_run_ ? seen_total_ : 0;
+                if (seen_ && f.total_events > before + here)
+                    slot_->missed_events.fetch_add(f.total_events - before - here);
+                seen_ = true;
                 seen_run_ = f.run;
                 seen_total_ = f.total_events;
                 cursor_ += f.size;
@@ -134,8 +141,7 @@ bool RingReader::replaced() const {
 }
 
 bool RingReader::writer_alive() const {
-    const int pid = Claim::holder(path_, 0);
-    return pid != 0 || map_->header()->writer_pid == static_cast<uint32_t>(getpid());
+    return Claim::holder(path_, 0) != 0;
 }
 
 }  // namespace phloem

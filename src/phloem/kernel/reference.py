@@ -11,7 +11,7 @@ Written for reading, not for speed. A fragment's way:
    or past it: has passed on a higher number, has ended, or a mark says so (`Source.may_still_bring`). Events leave
    in rising order.
 5. With all sources in it the fragments are *built*; if one is missing they are *incomplete* and the event has a bank
-   MISS, or *discarded*, as the policy says.
+   MISS, or *discarded*, as the policy says. An event of more than ``max_event`` bytes is discarded.
 
 Nothing in 1 to 5 depends on time or on the order in which different sources' frames come. Only `Builder.close_without`
 is asked because of time (a source is silent) or space, and each number that it decides is in a mark.
@@ -144,6 +144,7 @@ class Builder:
         reorder: int = 0,
         window: int = 4096,
         on_incomplete: int = Policy.BUILD,
+        max_event: int = 2**64 - 1,
     ) -> None:
         if not names:
             raise ValueError("a builder needs at least one source")
@@ -155,6 +156,7 @@ class Builder:
         self._reorder = reorder
         self._window = window
         self._policy = Policy(on_incomplete)
+        self._max_event = max_event
         self.begin_run(0)
 
     def begin_run(self, run: int) -> None:
@@ -200,10 +202,10 @@ class Builder:
         out, n_events = b"", 0
         while (serial := self._closed()) is not None:
             event, fate = self._compose(serial)
-            if fate == "discarded":
-                event = b""
-            elif fate == "incomplete" and self._policy == Policy.STOP:
+            if fate == "incomplete" and self._policy == Policy.STOP:
                 return out, Stop.POLICY, n_events, 0
+            if fate == "discarded" or len(event) > self._max_event:
+                event, fate = b"", "discarded"
             elif len(event) > room - len(out):
                 return out, Stop.ROOM, n_events, len(event)
             else:

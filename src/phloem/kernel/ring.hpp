@@ -123,7 +123,7 @@ class Claim {
     ~Claim();
     Claim(const Claim&) = delete;
     Claim& operator=(const Claim&) = delete;
-    static int holder(const std::string& ring_path, int byte);  // pid of another process, or 0
+    static int holder(const std::string& ring_path, int byte);  // pid, or 0
 
   private:
     std::string key_;
@@ -166,8 +166,8 @@ class RingWriter {
     bool send_frame(FrameKind kind, const uint8_t* body, size_t body_size, uint32_t n_events, const uint8_t* meta,
                     size_t meta_size);
     void flush();
-    void flush_if_older(int64_t now_ns);
-    bool has_unsent() const;  // an open frame that the timer is to close
+    // Closes the open frame if it is due; otherwise ns until it will be, INT64_MAX if there is none.
+    int64_t flush_if_due(int64_t now_ns);
     bool wait_space(int64_t timeout_ns);
 
     // In-place filling for the builder: the body of the open frame from its end on.
@@ -235,6 +235,7 @@ class RingReader {
 
     const FrameHeader* next();             // the next frame, or null; the cursor moves on
     uint64_t cursor() const { return cursor_; }
+    const std::shared_ptr<Mapping>& mapping() const { return map_; }
     void release(uint64_t position);       // all frames before it may be overwritten
     bool copy_next(std::vector<uint8_t>& out);  // for `some` readers: a private copy of the next whole frame
     bool has_data() const;
@@ -251,7 +252,7 @@ class RingReader {
   private:
     void jump_to_newest();
     std::string path_;
-    std::unique_ptr<Mapping> map_;
+    std::shared_ptr<Mapping> map_;  // frames keep it too
     std::unique_ptr<Claim> claim_;
     std::shared_ptr<Bell> bell_;
     Slot* slot_ = nullptr;
@@ -259,6 +260,7 @@ class RingReader {
     uint64_t cursor_ = 0;
     uint64_t seen_total_ = 0;
     uint32_t seen_run_ = 0;
+    bool seen_ = false;
 };
 
 int64_t monotonic_ns();

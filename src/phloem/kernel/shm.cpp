@@ -9,6 +9,7 @@
 
 #include <cerrno>
 #include <map>
+#include <set>
 
 #include "ring.hpp"
 
@@ -28,7 +29,7 @@ std::string why() { return std::strerror(errno); }
 // file is opened once per process and closed with its last claim.
 struct LockFile {
     int fd = -1;
-    int claims = 0;
+    std::set<int> claimed;  // bytes: a record lock does not keep its own process out
 };
 std::mutex lock_files_mutex;
 std::map<std::string, LockFile>& lock_files() {
@@ -131,7 +132,7 @@ Mapping::Mapping(const std::string& path, int fd) {
         head.version != 1)
         throw RingError(path + " is not a ring of this version");
     if (head.capacity == 0 || head.capacity % CAPACITY_STEP != 0 || head.header_size % 4096 != 0 ||
-        head.header_size < SLOTS_OFFSET || static_cast<uint64_t>(info.st_size) != head.header_size + head.capacity)
+        head.header_size < SLOTS_OFFSET + uint64_t{head.n_slots} * sizeof(Slot) || static_cast<uint64_t>(info.st_size) != head.header_size + head.capacity)
         throw RingError(path + " is damaged: its header does not agree with its size of " +
                         std::to_string(info.st_size) + " bytes");
     capacity_ = head.capacity;
@@ -161,6 +162,7 @@ Mapping::~Mapping() {
 Claim::Claim(const std::string& ring_path, int byte, const std::string& what) : key_(ring_path + ".lock"), byte_(byte) {
     std::lock_guard guard(lock_files_mutex);
     LockFile& file = lock_files()[key_];
+    if (file.claimed.count(byte)) throw RingError(what + " of ring " + ring_path + " is taken by this process");
     if (file.fd < 0) {
         file.fd = open(key_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
         if (file.fd < 0) throw RingError("cannot open the lock file " + key_ + ": " + why());
@@ -169,14 +171,14 @@ Claim::Claim(const std::string& ring_path, int byte, const std::string& what) : 
     if (fcntl(file.fd, F_SETLK, &lock) != 0) {
         flock other = byte_lock(byte, F_WRLCK);
         fcntl(file.fd, F_GETLK, &other);
-        if (file.claims == 0) {
+        if (file.claimed.empty()) {
             close(file.fd);
             lock_files().erase(key_);
         }
         throw RingError(what + " of ring " + ring_path + " is taken by process " + std::to_string(other.l_pid) +
                         "; end that one first");
     }
-    ++file.claims;
+    file.claimed.insert(byte);
 }
 
 Claim::~Claim() {
@@ -185,7 +187,8 @@ Claim::~Claim() {
     if (found == lock_files().end()) return;
     flock lock = byte_lock(byte_, F_UNLCK);
     fcntl(found->second.fd, F_SETLK, &lock);
-    if (--found->second.claims == 0) {
+    found->second.claimed.erase(byte_);
+    if (found->second.claimed.empty()) {
         close(found->second.fd);
         lock_files().erase(found);
     }
@@ -195,6 +198,7 @@ int Claim::holder(const std::string& ring_path, int byte) {
     std::lock_guard guard(lock_files_mutex);
     const std::string key = ring_path + ".lock";
     auto found = lock_files().find(key);
+    if (found != lock_files().end() && found->second.claimed.count(byte)) return getpid();
     int fd = found != lock_files().end() ? found->second.fd : open(key.c_str(), O_RDWR | O_CLOEXEC);
     if (fd < 0) return 0;
     flock lock = byte_lock(byte, F_WRLCK);

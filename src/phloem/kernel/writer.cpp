@@ -40,39 +40,37 @@ class FlushTimer {
         std::lock_guard guard(mutex_);
         writers_.erase(writer);
     }
+    // A frame that will be due earlier than the timer means to wake.
     void frame_opened(int64_t flush_ns) {
-        if (!asleep_.load(std::memory_order_seq_cst)) return;
+        const int64_t due = monotonic_ns() + flush_ns;
+        if (due >= wakes_at_.load(std::memory_order_seq_cst)) return;
         std::lock_guard guard(sleep_mutex_);
-        asleep_.store(false, std::memory_order_seq_cst);
-        interval_ns_ = flush_ns;
+        wakes_at_.store(due, std::memory_order_seq_cst);
         wake_.notify_one();
     }
 
   private:
     void turn() {
         for (;;) {
-            int64_t interval_ns;
+            wakes_at_.store(0, std::memory_order_seq_cst);  // awake: what is opened from now on is looked at below
+            int64_t wait = LOOK_AGAIN_NS;
             {
-                std::unique_lock lock(sleep_mutex_);
-                asleep_.store(true, std::memory_order_seq_cst);
-                if (!any_open()) wake_.wait_for(lock, std::chrono::milliseconds(100), [this] { return !asleep_.load(); });
-                asleep_.store(false, std::memory_order_seq_cst);
-                interval_ns = interval_ns_;
+                std::lock_guard guard(mutex_);
+                for (RingWriter* writer : writers_) wait = std::min(wait, writer->flush_if_due(monotonic_ns()));
             }
-            std::this_thread::sleep_for(std::chrono::nanoseconds(interval_ns));
-            std::lock_guard guard(mutex_);
-            for (RingWriter* writer : writers_) writer->flush_if_older(monotonic_ns());
+            std::unique_lock lock(sleep_mutex_);
+            int64_t until = monotonic_ns() + wait;
+            wakes_at_.store(until, std::memory_order_seq_cst);
+            for (int64_t left = wait; left > 0; left = until - monotonic_ns()) {
+                wake_.wait_for(lock, std::chrono::nanoseconds(left));
+                until = std::min(until, wakes_at_.load(std::memory_order_seq_cst));
+            }
         }
-    }
-    bool any_open() {
-        std::lock_guard guard(mutex_);
-        return std::any_of(writers_.begin(), writers_.end(), [](RingWriter* w) { return w->has_unsent(); });
     }
     std::mutex mutex_, sleep_mutex_;
     std::condition_variable wake_;
-    std::atomic<bool> asleep_{false};
+    std::atomic<int64_t> wakes_at_{0};
     std::set<RingWriter*> writers_;
-    int64_t interval_ns_ = 2'000'000;
     bool running_ = false;
 };
 
@@ -149,10 +147,18 @@ bool RingWriter::adopt() {
     }
     head_ = h->head.load(std::memory_order_acquire);
     last_ = h->last.load(std::memory_order_acquire);
+    const auto damaged = [&](uint64_t at) {
+        return RingError("ring " + options_.path + " is damaged at position " + std::to_string(at) +
+                         "; its run cannot be continued");
+    };
+    if (last_ > head_ || head_ - last_ > map_->capacity() || head_ % FRAME_ALIGN != 0 || last_ % FRAME_ALIGN != 0)
+        throw damaged(last_);
     while (last_ < head_) {  // killed between `head` and `last`: walk on to the newest frame
-        uint64_t after = last_ + map_->frame(last_)->size;
-        if (after >= head_) break;
-        last_ = after;
+        const FrameHeader* f = map_->frame(last_);
+        if (f->magic != FRAME_MAGIC || f->size < sizeof *f || f->size % FRAME_ALIGN != 0 || f->size > head_ - last_)
+            throw damaged(last_);
+        if (last_ + f->size == head_) break;
+        last_ += f->size;
     }
     if (head_ > 0) {
         const FrameHeader* f = map_->frame(last_);
@@ -244,7 +250,7 @@ bool RingWriter::settle(const std::string& path) {
         for (uint32_t i = 0; i < h->n_slots; ++i)
             if (look.slot(i)->kind.load() == static_cast<uint32_t>(SlotKind::all))
                 options.readers.emplace_back(look.slot(i)->name);
-        if (Claim::holder(path, 0) != 0 || h->writer_pid == static_cast<uint32_t>(getpid())) return false;
+        if (Claim::holder(path, 0) != 0) return false;
     } catch (const RingError&) {
         close(fd);
         throw;
@@ -535,15 +541,14 @@ void RingWriter::flush() {
     if (open_ && open_events_ && !open_meta_room_) close_frame(nullptr, 0);
 }
 
-bool RingWriter::has_unsent() const {
-    std::lock_guard guard(mutex_);
-    return open_ && open_events_ && !open_meta_room_;
-}
-
-void RingWriter::flush_if_older(int64_t now_ns) {
+int64_t RingWriter::flush_if_due(int64_t now_ns) {
     std::unique_lock lock(mutex_, std::try_to_lock);
-    if (!lock.owns_lock() || !open_ || !open_events_ || open_meta_room_) return;
-    if (now_ns - opened_ns_ >= options_.flush_ns) close_frame(nullptr, 0);
+    if (!lock.owns_lock()) return options_.flush_ns;  // it is sending: look again when that frame may be due
+    if (!open_ || !open_events_ || open_meta_room_) return INT64_MAX;
+    const int64_t due = opened_ns_ + options_.flush_ns - now_ns;
+    if (due > 0) return due;
+    close_frame(nullptr, 0);
+    return INT64_MAX;
 }
 
 bool RingWriter::wait_space(int64_t timeout_ns) {

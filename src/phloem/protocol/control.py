@@ -265,7 +265,7 @@ def decode_request(data: bytes) -> FromComponent:
     """A message that came to run control, or a `ProtocolError`."""
     try:
         return _to_run_control.decode(data)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"not a control message: {error}") from None
 
 
@@ -273,5 +273,5 @@ def decode(data: bytes) -> FromRunControl:
     """A message that came from run control, or a `ProtocolError`."""
     try:
         return _from_run_control.decode(data)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"not a message of run control: {error}") from None

@@ -114,7 +114,7 @@ def decode_json(meta: bytes) -> dict[str, Any]:
         if kind == Section.JSON:
             try:
                 return msgspec.json.decode(payload, type=dict[str, Any])
-            except msgspec.MsgspecError as error:
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                 raise ProtocolError(f"JSON section: {error}") from None
     return {}
 
