@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,3 +23,14 @@ def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """A laboratory of the tests of one file, which share an experiment."""
     with shm_directory() as shm:
         yield Lab(tmp_path_factory.mktemp("lab"), shm)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """In CI a test that is skipped, or expected to fail, is a failure: what it needs has to be installed."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") != "true" or reporter is None:
+        return
+    left_out = sum(len(reporter.stats.get(kind, ())) for kind in ("skipped", "xfailed"))
+    if left_out:
+        reporter.write_line(f"{left_out} tests were not run, which is a failure where CI=true", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
+from tests.cli.conftest import Here
 from tests.flow.lab import Lab, Live, Ran, until
 
 FRONTEND = """
@@ -47,17 +48,17 @@ def refused(ran: Ran, *words: str, status: int = 1) -> str:
     ],
 )
 def test_a_wrong_experiment_file_is_named_with_the_place_and_the_nearest_key(
-    lab: Lab, text: str, words: list[str]
+    lab: Lab, here: Here, text: str, words: list[str]
 ) -> None:
     lab.write(text)
-    refused(lab.run("up", "lab.toml"), "experiment file lab.toml", *words)
+    refused(here("up", "lab.toml"), "experiment file lab.toml", *words)
 
 
-def test_an_experiment_file_that_cannot_be_read_is_named(lab: Lab) -> None:
-    refused(lab.run("up", "missing.toml"), "missing.toml: No such file")
-    refused(lab.run("up", "."), "Is a directory")
+def test_an_experiment_file_that_cannot_be_read_is_named(lab: Lab, here: Here) -> None:
+    refused(here("up", "missing.toml"), "missing.toml: No such file")
+    refused(here("up", "."), "Is a directory")
     (lab.folder / "binary.toml").write_bytes(b"\xff\xfe\x00")
-    refused(lab.run("-e", "binary.toml", "status"), "binary.toml", "utf-8")
+    refused(here("-e", "binary.toml", "status"), "binary.toml", "utf-8")
 
 
 @pytest.mark.parametrize(
@@ -97,17 +98,17 @@ def test_a_port_in_use_is_named(lab: Lab) -> None:
         refused(lab.run("up", "lab.toml"), address, "in use")
 
 
-def test_nothing_running_is_said_with_what_to_do(lab: Lab) -> None:
+def test_nothing_running_is_said_with_what_to_do(lab: Lab, here: Here) -> None:
     for command in (["status"], ["start"], ["stop"], ["odb", "ls"], ["logger"], ["builder"], ["frontend", "x.py"]):
-        refused(lab.run(*command), "runs on this host; start one with `phloem up EXPERIMENT.toml`")
+        refused(here(*command), "runs on this host; start one with `phloem up EXPERIMENT.toml`")
     lab.two_frontends()
-    refused(lab.run("-e", "lab.toml", "status"), "lab", "phloem up")
-    refused(lab.run("core"), "phloem core -e EXPERIMENT.toml")
+    refused(here("-e", "lab.toml", "status"), "lab", "phloem up")
+    refused(here("core"), "phloem core -e EXPERIMENT.toml")
 
 
 @pytest.mark.parametrize("address", ["nonsense", "tcp://127.0.0.1:1"])
-def test_an_address_at_which_nobody_answers_is_named(lab: Lab, address: str) -> None:
-    refused(lab.run("--core", address, "status"), address)
+def test_an_address_at_which_nobody_answers_is_named(here: Here, address: str) -> None:
+    refused(here("--core", address, "status"), address)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,7 @@ def test_an_address_at_which_nobody_answers_is_named(lab: Lab, address: str) -> 
         (["nonsense"], ["'nonsense'"]),
         (["demo", "--frontends", "-1"], ["--frontends", "greater than or equal to 1"]),
         (["demo", "--frontends", "0"], ["--frontends"]),
-        (["demo", "--frontends", "four"], ["--frontends", "four"]),
+        (["demo", "--frontends", "four"], ["--frontends", "valid integer"]),
         (["demo", "--events", "-5"], ["--events"]),
         (["demo", "--seconds", "-1"], ["--seconds"]),
         (["demo", "--payload", "-256"], ["--payload"]),
@@ -128,18 +129,18 @@ def test_an_address_at_which_nobody_answers_is_named(lab: Lab, address: str) -> 
         (["bench", "evb", "--fragments", "0"], ["--fragments"]),
     ],
 )
-def test_wrong_options_are_named(lab: Lab, args: list[str], words: list[str]) -> None:
-    refused(lab.run(*args), *words, status=2)
+def test_wrong_options_are_named(here: Here, args: list[str], words: list[str]) -> None:
+    refused(here(*args), *words, status=2)
 
 
 @pytest.mark.parametrize("args", [["dump", "no.mid"], ["verify", "no.mid"], ["build", "no.mid", "-o", "out.mid"]])
-def test_a_file_that_is_not_there_is_named(lab: Lab, args: list[str]) -> None:
-    refused(lab.run(*args), "there is no file no.mid")
+def test_a_file_that_is_not_there_is_named(here: Here, args: list[str]) -> None:
+    refused(here(*args), "there is no file no.mid")
 
 
-def test_a_file_that_exists_is_never_overwritten(lab: Lab) -> None:
+def test_a_file_that_exists_is_never_overwritten(lab: Lab, here: Here) -> None:
     lab.write("mine", "mine.toml")
-    refused(lab.run("demo", "--write-experiment", "mine.toml"), "mine.toml exists and is not overwritten")
+    refused(here("demo", "--write-experiment", "mine.toml"), "mine.toml exists and is not overwritten")
     assert (lab.folder / "mine.toml").read_text() == "mine"
 
 
@@ -150,8 +151,13 @@ def live(shared_lab: Lab) -> Iterator[Live]:
         yield live
 
 
-def test_a_transition_that_is_not_allowed_says_what_is(live: Live) -> None:
-    run = live.lab.run
+@pytest.fixture
+def run(live: Live, within: Callable[[Lab], Here]) -> Here:
+    """A command of the operator of the experiment that is up."""
+    return within(live.lab)
+
+
+def test_a_transition_that_is_not_allowed_says_what_is(run: Here) -> None:
     refused(run("begin"), "BEGIN needs READY; the state is STOP. Allowed now: PREPARE.")
     refused(run("release"), "RELEASE needs READY; the state is STOP.")
     refused(run("stop", "--json"), "END needs READY or RUN; the state is STOP.")
@@ -169,8 +175,7 @@ def test_the_same_experiment_does_not_run_twice(live: Live) -> None:
     assert live.status()["state"] == "STOP"
 
 
-def test_keys_and_values_that_cannot_be_are_named(live: Live) -> None:
-    run = live.lab.run
+def test_keys_and_values_that_cannot_be_are_named(run: Here) -> None:
     refused(run("odb", "get", "/Runinfo/Run nunber"), "/Runinfo/Run nunber", "nearest is /Runinfo/Run number")
     refused(run("odb", "set", "/Logger/Write data", "maybe"), "/Logger/Write data", "'maybe'", "y or n")
     refused(run("odb", "set", "/Runinfo/State", "3"), "/Runinfo/State")
@@ -178,19 +183,19 @@ def test_keys_and_values_that_cannot_be_are_named(live: Live) -> None:
     refused(run("odb", "ls", "/Nowhere"), "/Nowhere")
 
 
-def test_a_buffer_that_is_too_small_is_refused_at_prepare_with_its_setting(live: Live) -> None:
+def test_a_buffer_that_is_too_small_is_refused_at_prepare_with_its_setting(live: Live, run: Here) -> None:
     path = "/Experiment/Buffer sizes/BUF01"
     before = live.operator.odb_get(path).result(5)
     live.set(path, 1000)
-    refused(live.lab.run("prepare"), path, "at least")
+    refused(run("prepare"), path, "at least")
     live.set(path, before)
 
 
-def test_with_two_experiments_running_the_operator_is_asked_which(live: Live) -> None:
+def test_with_two_experiments_running_the_operator_is_asked_which(live: Live, run: Here) -> None:
     live.lab.write('[experiment]\nname = "other"\ndata_dir = "other"\n', "other.toml")
     with live.lab.component("core", "-e", "other.toml"):
-        until(lambda: "2 experiments" in live.lab.run("status").err, "two experiments")
-        refused(live.lab.run("status"), "lab", "other", "say which with -e or --core")
-        assert live.lab.ask("-e", "lab.toml", "status")["experiment"] == "lab"
-        assert live.lab.ask("-e", "other.toml", "status")["experiment"] == "other"
-        assert live.lab.ask("--core", live.operator.address, "status")["experiment"] == "lab"
+        until(lambda: "2 experiments" in run("status").err, "two experiments")
+        refused(run("status"), "lab", "other", "say which with -e or --core")
+        assert run("-e", "lab.toml", "status", "--json").document["experiment"] == "lab"
+        assert run("-e", "other.toml", "status", "--json").document["experiment"] == "other"
+        assert run("--core", live.operator.address, "status", "--json").document["experiment"] == "lab"

@@ -101,7 +101,12 @@ class Lab:
     def environment(self) -> dict[str, str]:
         """Of every process of the lab."""
         kept = {k: v for k, v in os.environ.items() if k not in ("MIDAS_FRONTEND_INDEX", "PHLOEM_TRACEBACK")}
-        return {**kept, "PHLOEM_SHM": str(self.shm), "COLUMNS": "200"}
+        return {**kept, **self.variables}
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What is set for the lab."""
+        return {"PHLOEM_SHM": str(self.shm), "COLUMNS": "200"}
 
     def popen(self, *args: str, **more: str) -> subprocess.Popen[str]:
         """Start `phloem ARGS`. ``more``: environment variables."""
@@ -202,7 +207,7 @@ class Live:
 
     def sent(self, name: str, source: str) -> int:
         """What one source of a component has sent in this run."""
-        return int(self.part(name)["sources"].get(source, {}).get("sent", 0))
+        return int(self.part(name)["sources"].get(source, {}).get("events", 0))
 
     def until_events(self, name: str, number: int) -> None:
         """Wait until a component has counted so many events in this run."""

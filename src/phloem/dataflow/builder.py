@@ -309,7 +309,7 @@ class EventBuilder(Component):
                 f"full ring; raise /Experiment/Buffer sizes for that buffer"
             )
         elif source.silent_s >= self._timeout_s or not alive:
-            if not alive and source.receiver.settle():
+            if not alive and source.receiver.settle() and source.receiver.has_data:
                 return  # what it had sent before it died is there now
             kernel.close_without(source.number, Cause.SILENCE)
             why = "is silent" if alive else "is gone"
