@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
-from tests.flow.lab import Lab
+from tests.flow.lab import DEADLINE_S, Lab, until
 from tests.flow.reader import Run, banks_of, run_of
 
 EVENTS, PAYLOAD = 100_000, 256
@@ -74,6 +75,19 @@ def test_a_second_demo_in_the_same_place_takes_the_next_run_and_obeys_its_own_op
     run = run_of(second["files"][0])
     assert run.serials == list(range(20))
     assert [len(bank.data) for bank in banks_of(run.events[0])] == [1000, 1000]
+
+
+def test_a_demo_that_is_interrupted_twice_ends_its_run_all_the_same(lab: Lab) -> None:
+    file = lab.folder / "d" / "data" / "run00001.mid"
+    with lab.popen("demo", "--frontends", "2", "--seconds", "60", "--rate", "500", "--dir", "d") as process:
+        until(lambda: file.exists() and file.stat().st_size > 100_000, "data in the file")
+        for _ in range(2):
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(DEADLINE_S) == 130
+    run = run_of(file)
+    assert run.serials == list(range(len(run.events)))
+    assert json.loads(run.end.text)["Account"]["balanced"] is True
+    assert lab.ask("verify", str(file))["ok"] is True
 
 
 def test_a_demo_for_people_says_where_the_file_is_and_that_it_is_verified(lab: Lab) -> None:

@@ -26,6 +26,7 @@ __all__ = ["Launcher", "Process"]
 
 START_S = 30.0
 LEAVE_S = 10.0
+END_S = 150.0  # a little more than what run control waits for a component
 
 
 class Process(msgspec.Struct):
@@ -97,7 +98,7 @@ class Launcher:
 
     def close(self) -> None:
         """End what was started, frontends first, run control last."""
-        clean = self._stopped()
+        clean = self._stopped() or self._ended()
         if self._operator is not None:
             self._operator.close()
             self._operator = None
@@ -166,6 +167,13 @@ class Launcher:
     def _stopped(self) -> bool:
         try:
             return bool(self.operator.status().result(timeout_s=2)["state"] == "STOP")
+        except PhloemError:
+            return False
+
+    def _ended(self) -> bool:
+        """End a run that was left open: whoever leaves by an error or a signal must not tear it."""
+        try:
+            return bool(self._operator and self._operator.end_run().result(timeout_s=END_S))
         except PhloemError:
             return False
 

@@ -52,7 +52,8 @@ def demo(
     path = Path(directory) / "demo.toml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(experiment_text(options))
-    signal.signal(signal.SIGTERM, _interrupted)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _interrupted)
     document, verified = _run(load(path), options, seconds, quiet=as_json)
     results = files.verify_files(document["files"])
     if as_json:
@@ -64,6 +65,8 @@ def demo(
 
 
 def _interrupted(number: int, frame: object) -> None:
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_IGN)  # a second one would tear the run that the first one ends
     raise KeyboardInterrupt
 
 

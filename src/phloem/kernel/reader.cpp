@@ -77,7 +77,7 @@ const FrameHeader* RingReader::next() {
     if (!all_) throw RingError("reader of ring " + path_ + " may be overtaken: it gets copies, not views");
     const uint64_t head = map_->header()->head.load(std::memory_order_acquire);
     if (head == cursor_) return nullptr;
-    if (head - cursor_ > map_->capacity() || head % FRAME_ALIGN != 0)
+    if (head - cursor_ > map_->capacity() || head % FRAME_ALIGN != 0 || cursor_ % FRAME_ALIGN != 0)
         throw RingError("ring " + path_ + " is damaged: head " + std::to_string(head) + ", reader at " +
                         std::to_string(cursor_));
     const FrameHeader* f = map_->frame(cursor_);
