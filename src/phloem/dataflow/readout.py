@@ -56,6 +56,11 @@ class Readout(Component):
             raise SettingsError(f"frontend {self.name} declares no equipment: give it a list `equipment`")
         for equipment in self._equipment:
             equipment.check()
+            if not callable(getattr(self.frontend, equipment.readout, None)):
+                raise SettingsError(
+                    f"equipment {equipment.name!r} is read by {equipment.readout!r}, and {frontend_class.__name__} has "
+                    f"no such method"
+                )
         self._first_settings = {**self.frontend.default_settings, **(settings or {})}
         self.frontend.settings.update(self._first_settings)
         self._file = file
