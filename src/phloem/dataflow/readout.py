@@ -160,6 +160,9 @@ class Readout(Component):
 
     def _poll_for(self, polled: list[Output]) -> None:
         until_s = time.monotonic() + SLICE_S
+        if len(polled) == 1 and self._read_batch is None:
+            self._poll_events(polled[0], until_s)
+            return
         while not self.asked:
             if not self._polls():
                 self._sleep(self.frontend.poll_interval_s)
@@ -169,6 +172,32 @@ class Readout(Component):
             if time.monotonic() > until_s:
                 self._tell_busy(max(output.sender.fill for output in polled))
                 return
+
+    def _poll_events(self, output: Output, until_s: float) -> None:
+        """The same for one equipment read event by event, as most are: nothing is looked up twice."""
+        poll, read = self.frontend.poll, getattr(self.frontend, output.equipment.readout)
+        name, send, clock = output.equipment.name, output.send_event, time.monotonic
+        what, reading = "poll()", f"{output.equipment.readout}()"
+        try:
+            while not self.asked:
+                what = "poll()"
+                if not poll():
+                    break
+                what = reading
+                draft = EventDraft(name)
+                read(draft)
+                if draft.raw:
+                    output.sender.send_raw(draft.raw)
+                elif draft.banks:
+                    send(draft.banks, draft.serial_number, draft.time_stamp)
+                if clock() > until_s:
+                    self._tell_busy(output.sender.fill)
+                    return
+        except PhloemError:
+            raise
+        except Exception as error:
+            raise user_error(what, error) from error
+        self._sleep(0.0 if self.asked else self.frontend.poll_interval_s)
 
     def _polled(self) -> list[Output]:
         return [o for o in self._outputs.values() if not o.equipment.type & EQ_PERIODIC]

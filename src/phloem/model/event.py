@@ -288,8 +288,6 @@ class Equipment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
         if not kind & (EQ_POLLED | EQ_PERIODIC):
             raise SettingsError(f"equipment {self.name!r} has type {self.type}: say EQ_POLLED or EQ_PERIODIC")
-        if self.format != "MIDAS":
-            raise SettingsError(f"equipment {self.name!r} has format {self.format!r}; only MIDAS is supported")
         if not self.name or "/" in self.name or len(self.name) > 31:
             raise SettingsError(f"equipment name {self.name!r} must have 1 to 31 characters and no '/'")
         if not self.buffer or "/" in self.buffer or len(self.buffer) > 31:
