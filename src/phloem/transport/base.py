@@ -1,6 +1,6 @@
 """What a transport is: frames in order, with back-pressure, kept until the reader has released them.
 
-A `Sender` blocks while there is no space, and asks `keep_waiting` at least every 100 ms: it may raise to give up.
+A sender blocks while there is no space, and asks `keep_waiting` at least every 100 ms: it may raise to give up.
 A `Receiver` gives frames; each is a view that dies at `release`.
 """
 
@@ -10,13 +10,7 @@ from typing import Protocol
 
 from phloem.kernel import Frame
 
-__all__ = ["Receiver", "WaitForSpace"]
-
-
-class WaitForSpace(Protocol):
-    """Called while a sender is blocked; raises to give up."""
-
-    def __call__(self) -> None: ...
+__all__ = ["Receiver"]
 
 
 class Receiver(Protocol):
