@@ -35,7 +35,8 @@ SOURCE = (
 
 
 def test_the_wire_codes() -> None:
-    assert {kind.name: kind.value for kind in Section} == {"CHECKPOINT": 1, "MARKS": 2, "JSON": 3}
+    codes = {"CHECKPOINT": 1, "MARKS": 2, "JSON": 3, "LATE": 4, "QUARANTINED": 5, "USER_STATE": 6}
+    assert {kind.name: kind.value for kind in Section} == codes
     assert {kind.name: kind.value for kind in FrameKind} == {
         "BEGIN_OF_RUN": 1,
         "EVENTS": 2,
@@ -94,8 +95,8 @@ def test_json_that_is_no_text_or_nested_without_end_is_the_peers_fault(payload: 
 
 
 def test_marks_byte_by_byte() -> None:
-    marks = [(0, 1, 5, 9), (3, 2, 0xFFFFFFFF, 2)]
-    expected = struct.pack("<10I", 2, 0, 0, 1, 5, 9, 3, 2, 0xFFFFFFFF, 2)
+    marks = [(0, 1, 5, 9), (3, 2, 0xFFFFFFFF, 0x100000002)]
+    expected = struct.pack("<14I", 2, 0, 0, 1, 5, 0, 9, 0, 3, 2, 0xFFFFFFFF, 0, 2, 1)
     assert encode_marks(marks) == (Section.MARKS, expected)
     assert decode_marks(expected) == marks
     assert decode_marks(bytes(8)) == []

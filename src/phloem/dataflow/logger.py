@@ -31,7 +31,7 @@ ENOUGH_BYTES = 128 << 10  # worth a write by itself; less than that waits for mo
 HOLD_S = 0.1
 FRAMES_PER_BLOCK = 256
 RETRY_S = 1.0  # how often a disk that took nothing is tried again
-CAUSES = {1: "silence", 2: "space"}
+CAUSES = {1: "silence", 2: "space", 3: "optional"}
 
 
 class LoggerInput:
@@ -222,7 +222,8 @@ class Logger(Component):
             if kind == Section.MARKS:
                 for number, cause, first, last in decode_marks(payload):
                     source = stream.sources[number] if number < len(stream.sources) else str(number)
-                    yield Mark(source, first, last, CAUSES.get(cause, str(cause)))
+                    unwrapped = first.to_bytes(8, "little") + last.to_bytes(8, "little")
+                    yield Mark(source, first & 0xFFFFFFFF, last & 0xFFFFFFFF, CAUSES.get(cause, str(cause)), unwrapped)
 
     def _wait(self) -> None:
         receivers = [stream.receiver for stream in self._inputs]

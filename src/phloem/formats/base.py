@@ -26,7 +26,8 @@ class Position(NamedTuple):
 class Mark(NamedTuple):
     """A decision that timing forced on the builder.
 
-    Serial numbers are inclusive; ``data`` is the builder's own."""
+    Serial numbers are inclusive. ``data``: both unwrapped, two u64 (times in ns where sources are matched by time).
+    """
 
     source: str
     first_serial: int

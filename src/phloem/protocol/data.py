@@ -26,7 +26,8 @@ offset width meaning
 96     32    zero
 ====== ===== ==============================================================================================
 
-Sections: ``u32 kind, u32 size``, payload, padding to 8. Kinds: 1 CHECKPOINT, 2 MARKS, 3 JSON.
+Sections: ``u32 kind, u32 size``, payload, padding to 8. Kinds: 1 CHECKPOINT, 2 MARKS, 3 JSON, 4 LATE, 5 QUARANTINED,
+6 USER_STATE.
 
 CHECKPOINT: ``u32 version (1), u32 run, u64 next serial number, u32 sources, u32 0``, then per source
 ``u64 ring generation, u64 sequence of the first frame not read to its end, u32 first event in it that has not been
@@ -34,7 +35,14 @@ read, u32 flags (1 started, 2 ended, 4 absent), u64 highest serial number, u64 n
 (received, built, incomplete, late, duplicate, discarded, quarantined), u32 h, u32 m``, h x ``u64 frame sequence, u32
 event, u32 0`` (read, but undecided), m x ``u64 first, u64 last`` (serial numbers missed). Serial numbers are unwrapped.
 
-MARKS: ``u32 number``, ``u32 0``, then per mark ``u32 source, u32 cause (1 silence, 2 space), u32 first, u32 last``.
+MARKS: ``u32 number``, ``u32 0``, then per mark ``u32 source, u32 cause (1 silence, 2 space, 3 optional), u64 first,
+u64 last``: unwrapped serial numbers (times in ns where sources are matched by time); first 0: from the beginning.
+
+LATE, QUARANTINED: whole events at 8-byte steps, banks in BANK32A, for the side files. A late one is the fragment with a
+bank LATE (STRING, its source) behind its own; one in quarantine holds the bytes as they came in the bank QUAR (UINT8),
+and its source and the reason in the bank WHYQ (STRING, two texts).
+
+USER_STATE: ``ctx.state`` of the builder's user code, as it is after the events of this frame.
 """
 
 from __future__ import annotations
@@ -70,7 +78,7 @@ _HEAD = struct.Struct("<IIQII")
 _SOURCE = struct.Struct("<QQII10QII")
 _HELD = struct.Struct("<QII")
 _RANGE = struct.Struct("<QQ")
-_MARK = struct.Struct("<IIII")
+_MARK = struct.Struct("<IIQQ")
 
 
 class Section(IntEnum):
@@ -79,6 +87,9 @@ class Section(IntEnum):
     CHECKPOINT = 1
     MARKS = 2
     JSON = 3
+    LATE = 4
+    QUARANTINED = 5
+    USER_STATE = 6
 
 
 def join_sections(parts: Iterable[tuple[Section, bytes]]) -> bytes:
@@ -120,7 +131,7 @@ def decode_json(meta: bytes) -> dict[str, Any]:
 
 
 def encode_marks(marks: Iterable[tuple[int, int, int, int]]) -> tuple[Section, bytes]:
-    """Marks as (source, cause, first, last)."""
+    """Marks as (source, cause, first, last), the last two unwrapped."""
     packed = [_MARK.pack(*mark) for mark in marks]
     return Section.MARKS, struct.pack("<II", len(packed), 0) + b"".join(packed)
 

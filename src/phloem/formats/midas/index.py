@@ -30,7 +30,7 @@ kind   name    payload: width and meaning in this order
                the file; 4 number of events, all kinds; 4 and 4 serial number of the first and the last data
                event in it, in file order (run borders and messages do not count); 2 number of positions,
                and each: 2 stream index, 8 ring generation, 8 frame sequence number, 8 events sent so far
-5      MARK    text source; 4 first and 4 last serial number; text cause; 4 length and the builder's bytes
+5      MARK    text source; 4 first and 4 last serial number; text cause; 4 length and both numbers unwrapped (u64 each)
 6      CLOSE   text status; 8 events and 8 bytes on disk of all subruns; 4 length and the account as JSON
 ====== ======= =============================================================================================
 
