@@ -13,6 +13,7 @@ from phloem import kernel
 from phloem.kernel import Cause, Policy, Stop, reference
 
 ROOM = 1 << 16
+NEAR = 2**33  # what serial number 0 is when it is unwrapped
 MakeBuilder = Callable[..., AnyBuilder]
 
 
@@ -205,7 +206,7 @@ def test_silence_is_marked_until_the_source_sends_again(make: MakeBuilder) -> No
     builder.close_without(1, Cause.SILENCE)
     assert serials(builder.build(ROOM)[0]) == [1, 2, 3, 4, 5]
     assert builder.waited_for() == []
-    assert builder.take_marks() == [(1, Cause.SILENCE, 1, 5)]
+    assert builder.take_marks() == [(1, Cause.SILENCE, NEAR + 1, NEAR + 5)]
     assert builder.take_marks() == []
     add(builder, 1, event(4), event(6))
     add(builder, 0, event(6))
@@ -220,7 +221,7 @@ def test_a_mark_covers_the_numbers_that_nobody_sent_and_is_one_mark(make: MakeBu
     builder.build(ROOM)
     builder.close_without(1, Cause.SILENCE)
     builder.build(ROOM)
-    assert builder.take_marks() == [(1, Cause.SILENCE, 1, 30)]
+    assert builder.take_marks() == [(1, Cause.SILENCE, NEAR + 1, NEAR + 30)]
     add(builder, 1, event(15))
     builder.build(ROOM)
     assert builder.fates(1) == (2, 1, 0, 1, 0, 0, 0)
@@ -236,7 +237,7 @@ def test_space_closes_one_event_and_marks_it_once(make: MakeBuilder) -> None:
     assert builder.waited_for() == [2]
     builder.close_without(2, Cause.SPACE)
     assert serials(builder.build(ROOM)[0]) == [0]
-    assert builder.take_marks() == [(1, Cause.SPACE, 0, 0), (2, Cause.SPACE, 0, 0)]
+    assert builder.take_marks() == [(1, Cause.SPACE, 0, NEAR), (2, Cause.SPACE, 0, NEAR)]
     assert builder.waited_for() == [1, 2]
 
 
@@ -247,7 +248,7 @@ def test_what_a_source_holds_back_is_given_free_by_silence(make: MakeBuilder) ->
     assert serials(builder.build(ROOM)[0]) == [0]
     builder.close_without(1, Cause.SILENCE)
     assert serials(builder.build(ROOM)[0]) == [1, 2, 3]
-    assert builder.take_marks() == [(1, Cause.SILENCE, 1, 2)]
+    assert builder.take_marks() == [(1, Cause.SILENCE, NEAR + 1, NEAR + 2)]
     assert builder.fates(1) == (2, 2, 0, 0, 0, 0, 0)
 
 
@@ -286,12 +287,14 @@ def test_a_checkpoint_holds_where_each_source_stands() -> None:
     data = body([event(100), event(103), event(100)])  # the third one is not looked at while 100 is open
     builder.add_bytes(0, 3, data, 3, 17)
     builder.build(ROOM)
-    base = (1 << 32) + 100
+    base = NEAR + 100
     missed = [(base - 8, base - 1), (base + 1, base + 2)]
-    expected = struct.pack("<IIQII", 1, 3, 0, 2, 0)
-    expected += struct.pack("<QQII", 0xAB, 17, 2, 1) + struct.pack("<3Q", base + 3, base + 1, 0)
-    expected += struct.pack("<7Q", 3, 0, 0, 0, 0, 0, 0) + struct.pack("<II", 2, 2)
-    expected += struct.pack("<QIIQII", 17, 0, 0, 17, 1, 0)
+    expected = struct.pack("<IIQQQIIII", 2, 3, 0, 0, base, 2, 0, 0, 0)
+    expected += struct.pack("<QQII", 0xAB, 17, 2, 1 | 16) + struct.pack("<3Q", base + 3, base + 1, 0)
+    expected += struct.pack("<7Q", 3, 0, 0, 0, 0, 0, 0) + struct.pack("<QQQqqQ", base, 2**64 - 1, 0, 0, 0, 2**64 - 1)
+    expected += struct.pack("<6I", 0, 0, 0, 2, 2, 0)
+    expected += struct.pack("<QIIQq", 17, 0, 0, base, 0) + struct.pack("<QIIQq", 17, 1, 0, base + 3, 0)
     expected += b"".join(struct.pack("<QQ", *one) for one in missed)
-    expected += struct.pack("<QQII", 0xCD, 1, 0, 0) + bytes(80) + struct.pack("<II", 0, 0)
+    expected += struct.pack("<QQII", 0xCD, 1, 0, 16) + bytes(80)
+    expected += struct.pack("<QQQqqQ", 0, 2**64 - 1, 0, 0, 0, 2**64 - 1) + bytes(24)
     assert builder.checkpoint([0xAB, 0xCD]) == expected

@@ -14,6 +14,7 @@ from phloem.model.errors import ProtocolError
 from phloem.protocol.data import (
     FrameKind,
     Section,
+    Undecided,
     decode_checkpoint,
     decode_json,
     decode_marks,
@@ -23,14 +24,17 @@ from phloem.protocol.data import (
     sections,
 )
 
-HEAD = struct.pack("<IIQII", 1, 42, 1000, 1, 0)
+HEAD = struct.pack("<IIQQQIIIIQQ", 2, 42, 1000, 1001, 2**32 + 100, 1, 1, 0, 0, 99, 123_456)
 SOURCE = (
-    struct.pack("<QQII", 0xABCD, 17, 3, 1 | 4)
+    struct.pack("<QQII", 0xABCD, 17, 3, 1 | 4 | 16)
     + struct.pack("<3Q", 2**32 + 103, 2**32 + 101, 2**32 + 99)
     + struct.pack("<7Q", 9, 1, 2, 3, 1, 1, 1)
-    + struct.pack("<II", 2, 1)
-    + struct.pack("<QIIQII", 16, 7, 0, 17, 1, 0)
+    + struct.pack("<QQQqqQ", 2**32 + 3, 777, 2**32 + 50, -2, 5, 2**64 - 1)
+    + struct.pack("<6I", 0xFFFFFFFE, 3, 1, 2, 1, 1)
+    + struct.pack("<QIIQq", 16, 7, 0, 2**32 + 101, -2)
+    + struct.pack("<QIIQq", 17, 1, 1, 2**32 + 900, 0)
     + struct.pack("<QQ", 2**32 + 101, 2**32 + 102)
+    + struct.pack("<QQ", 777, 8)
 )
 
 
@@ -109,35 +113,47 @@ def test_marks_that_disagree_with_their_count_are_refused(payload: bytes) -> Non
 
 
 def test_a_checkpoint_byte_by_byte() -> None:
-    run, next_serial, (source,) = decode_checkpoint(HEAD + SOURCE)
-    assert (run, next_serial) == (42, 1000)
+    checkpoint = decode_checkpoint(HEAD + SOURCE)
+    assert (checkpoint.run, checkpoint.next_serial, checkpoint.count) == (42, 1000, 1001)
+    assert (checkpoint.near, checkpoint.discarding, checkpoint.history) == (2**32 + 100, False, ((99, 123_456),))
+    (source,) = checkpoint.sources
     assert (source.generation, source.read) == (0xABCD, (17, 3))
-    assert (source.started, source.ended, source.absent) == (True, False, True)
+    assert (source.started, source.ended, source.restarted, source.blind, source.absent) == (
+        True,
+        False,
+        False,
+        False,
+        1,
+    )
     assert (source.highest, source.next_pass, source.floor) == (2**32 + 103, 2**32 + 101, 2**32 + 99)
     assert source.fates == (9, 1, 2, 3, 1, 1, 1)
-    assert source.undecided == ((16, 7), (17, 1))
+    assert (source.first, source.highest_time, source.again_next, source.again) == (2**32 + 3, 777, 2**32 + 50, 3)
+    assert (source.total_shift, source.told, source.unsure_from, source.shift) == (-2, 5, None, 0xFFFFFFFE)
+    assert source.undecided == (Undecided(16, 7, False, 2**32 + 101, -2), Undecided(17, 1, True, 2**32 + 900, 0))
     assert source.missed == ((2**32 + 101, 2**32 + 102),)
+    assert source.recent == ((777, 8),)
 
 
 def test_the_kernels_checkpoint_can_be_read() -> None:
     builder = Builder(["A", "B"])
     builder.begin_run(7)
     builder.end_source(1)
-    run, next_serial, (first, second) = decode_checkpoint(builder.checkpoint([11, 12]))
-    assert (run, next_serial) == (7, 0)
+    checkpoint = decode_checkpoint(builder.checkpoint([11, 12]))
+    first, second = checkpoint.sources
+    assert (checkpoint.run, checkpoint.next_serial) == (7, 0)
     assert (first.generation, first.started, first.ended) == (11, False, False)
     assert (second.generation, second.started, second.ended) == (12, False, True)
 
 
-@pytest.mark.parametrize("size", [0, 3, 23, 24, 100, 143, len(HEAD + SOURCE) - 1])
+@pytest.mark.parametrize("size", [0, 3, 47, 48, 100, 200, 300, len(HEAD + SOURCE) - 1])
 def test_a_checkpoint_that_ends_early_is_refused(size: int) -> None:
     with pytest.raises(ProtocolError, match=f"CHECKPOINT section of {size} bytes ends early"):
         decode_checkpoint((HEAD + SOURCE)[:size])
 
 
 def test_a_checkpoint_of_another_version_is_refused() -> None:
-    with pytest.raises(ProtocolError, match="checkpoint of version 2; this is version 1"):
-        decode_checkpoint(b"\x02" + (HEAD + SOURCE)[1:])
+    with pytest.raises(ProtocolError, match="checkpoint of version 3; this is version 2"):
+        decode_checkpoint(b"\x03" + (HEAD + SOURCE)[1:])
 
 
 @settings(derandomize=True, database=None, deadline=None)

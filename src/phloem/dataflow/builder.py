@@ -1,6 +1,6 @@
 """The event builder: judges each source's fragments, joins those of one serial number, writes what timing decided.
 
-Matching is the kernel's (`phloem.kernel.Builder`; its meaning in plain Python in ``kernel/reference.py``); this is
+Matching is the kernel's (`phloem.kernel.Builder`; its meaning in plain Python in ``kernel/reference/``); this is
 the shell around it: frames in, frames out, what silence and space force, and the account. Input is freed only
 after the output frame that holds the checkpoint of it is committed.
 """

@@ -31,7 +31,7 @@ ENOUGH_BYTES = 128 << 10  # worth a write by itself; less than that waits for mo
 HOLD_S = 0.1
 FRAMES_PER_BLOCK = 256
 RETRY_S = 1.0  # how often a disk that took nothing is tried again
-CAUSES = {1: "silence", 2: "space", 3: "optional"}
+CAUSES = {1: "silence", 2: "space", 3: "optional", 4: "check"}
 
 
 class LoggerInput:

@@ -28,6 +28,7 @@ __all__ = [
     "Bell",
     "Builder",
     "Cause",
+    "Check",
     "Frame",
     "FrameKind",
     "Policy",
@@ -62,10 +63,21 @@ class Policy(IntEnum):
 
 
 class Cause(IntEnum):
-    """Why a mark closed an event."""
+    """Why a mark closed an event. CHECK closed none: the cross-check by time was done without that source."""
 
     SILENCE = 1
     SPACE = 2
+    OPTIONAL = 3
+    CHECK = 4
+
+
+class Check(IntEnum):
+    """What is done where times disagree with serial numbers."""
+
+    OFF = 0
+    CONTINUE = 1
+    REPAIR = 2
+    STOP = 3
 
 
 class Stop(IntEnum):
@@ -75,3 +87,4 @@ class Stop(IntEnum):
     ROOM = 1
     DONE = 2
     POLICY = 3
+    SHIFTED = 4

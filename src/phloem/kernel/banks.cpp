@@ -42,6 +42,47 @@ int64_t banks_size_as_bank32a(const uint8_t* event, size_t available) {
     return static_cast<int64_t>(size);
 }
 
+const uint8_t* find_bank(const uint8_t* event, const char* name, uint32_t& tid, size_t& size) {
+    const uint32_t flags = load_u32(event + 20);
+    const size_t header_size = flags == BANK ? 8 : flags == BANK32 ? 12 : 16;
+    const uint8_t *p = event + 24, *end = p + load_u32(event + 16);
+    while (p < end) {
+        const BankHeader bank = read_bank(p, flags);
+        if (std::memcmp(p, name, 4) == 0) {
+            tid = bank.tid;
+            size = bank.size;
+            return p + header_size;
+        }
+        p += header_size + align_up(bank.size, 8);
+    }
+    return nullptr;
+}
+
+uint8_t* close_bank(uint8_t* p, const char* name, uint32_t tid, size_t size) {
+    const size_t padded = align_up(size, 8);
+    std::memcpy(p, name, 4);
+    store_u32(p + 4, tid);
+    store_u32(p + 8, static_cast<uint32_t>(size));
+    store_u32(p + 12, 0);
+    std::memset(p + 16 + size, 0, padded - size);
+    return p + 16 + padded;
+}
+
+void append_bank(std::vector<uint8_t>& out, const char* name, uint32_t tid, const uint8_t* data, size_t size) {
+    const size_t begin = out.size();
+    out.resize(begin + 16 + align_up(size, 8));
+    if (size) std::memcpy(out.data() + begin + 16, data, size);
+    close_bank(out.data() + begin, name, tid, size);
+}
+
+uint8_t* put_event_header(uint8_t* p, const EventHeader& header, size_t banks_size) {
+    std::memcpy(p, &header, sizeof header);
+    store_u32(p + 12, static_cast<uint32_t>(banks_size + 8));
+    store_u32(p + 16, static_cast<uint32_t>(banks_size));
+    store_u32(p + 20, BANK32A);
+    return p + 24;
+}
+
 uint8_t* copy_banks_as_bank32a(uint8_t* out, const uint8_t* event, uint32_t banks_size) {
     const uint32_t flags = load_u32(event + 20);
     const uint8_t* p = event + 24;
@@ -52,15 +93,9 @@ uint8_t* copy_banks_as_bank32a(uint8_t* out, const uint8_t* event, uint32_t bank
     const uint8_t* end = p + load_u32(event + 16);
     while (p < end) {
         const BankHeader bank = read_bank(p, flags);
-        std::memcpy(out, p, 4);
-        store_u32(out + 4, bank.tid);
-        store_u32(out + 8, static_cast<uint32_t>(bank.size));
-        store_u32(out + 12, 0);
-        const size_t padded = align_up(bank.size, 8);
         std::memcpy(out + 16, p + bank.header_size, bank.size);
-        std::memset(out + 16 + bank.size, 0, padded - bank.size);
-        out += 16 + padded;
-        p += bank.header_size + padded;
+        out = close_bank(out, reinterpret_cast<const char*>(p), bank.tid, bank.size);
+        p += bank.header_size + align_up(bank.size, 8);
     }
     return out;
 }

@@ -68,6 +68,11 @@ inline uint16_t load_u16(const uint8_t* p) {
     std::memcpy(&v, p, sizeof v);
     return v;
 }
+inline uint64_t load_u64(const uint8_t* p) {
+    uint64_t v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
 inline void store_u32(uint8_t* p, uint32_t v) { std::memcpy(p, &v, sizeof v); }
 inline void store_u16(uint8_t* p, uint16_t v) { std::memcpy(p, &v, sizeof v); }
 inline void store_u64(uint8_t* p, uint64_t v) { std::memcpy(p, &v, sizeof v); }

@@ -1,130 +1,14 @@
 // The kernel's face to Python. No Python object is touched while the GIL is released.
-#include <nanobind/nanobind.h>
-#include <nanobind/stl/optional.h>
-#include <nanobind/stl/shared_ptr.h>
-#include <nanobind/stl/string.h>
-#include <nanobind/stl/vector.h>
+#include "bindings.hpp"
 
-#include "builder.hpp"
-#include "ring.hpp"
-
-namespace nb = nanobind;
-using namespace nb::literals;
 using namespace phloem;
+using namespace nb::literals;
 
 namespace {
-
-// Buffers of objects with contiguous memory, released with this object.
-class BufferViews {
-  public:
-    explicit BufferViews(size_t most) { views_.reserve(most); }
-    ~BufferViews() {
-        for (Py_buffer& view : views_) PyBuffer_Release(&view);
-    }
-    BufferViews(const BufferViews&) = delete;
-    BufferViews& operator=(const BufferViews&) = delete;
-    const Py_buffer& add(nb::handle object) {
-        Py_buffer view;
-        if (PyObject_GetBuffer(object.ptr(), &view, PyBUF_C_CONTIGUOUS) != 0) throw nb::python_error();
-        views_.push_back(view);  // within what was reserved: Py_buffer may not move while it is in use
-        return views_.back();
-    }
-
-  private:
-    std::vector<Py_buffer> views_;
-};
-
-class BufferView {
-  public:
-    explicit BufferView(nb::handle object) : views_(1), view_(views_.add(object)) {}
-    const uint8_t* data() const { return static_cast<const uint8_t*>(view_.buf); }
-    size_t size() const { return static_cast<size_t>(view_.len); }
-
-  private:
-    BufferViews views_;
-    const Py_buffer& view_;
-};
-
-// The memory of one frame's body, read-only, as long as anything looks at it: it keeps the ring mapped.
-struct Body {
-    std::shared_ptr<Mapping> map;
-    const uint8_t* data;
-    size_t size;
-    int looking = 0;
-
-    static int get(PyObject* self, Py_buffer* view, int flags) {
-        Body* body = nb::inst_ptr<Body>(self);
-        if (PyBuffer_FillInfo(view, self, const_cast<uint8_t*>(body->data), static_cast<Py_ssize_t>(body->size), 1,
-                              flags) != 0)
-            return -1;
-        ++body->looking;
-        return 0;
-    }
-    static void release(PyObject* self, Py_buffer*) { --nb::inst_ptr<Body>(self)->looking; }
-};
 
 PyType_Slot body_slots[] = {{Py_bf_getbuffer, reinterpret_cast<void*>(Body::get)},
                             {Py_bf_releasebuffer, reinterpret_cast<void*>(Body::release)},
                             {0, nullptr}};
-
-// A frame in a ring. `body` is a read-only view that dies when the frame is closed.
-struct Frame {
-    const FrameHeader* header;
-    uint64_t end;
-    std::shared_ptr<Mapping> map;
-    nb::object owner, view;
-
-    const uint8_t* bytes() const {
-        if (!header) throw RingError("this frame has been released");
-        return reinterpret_cast<const uint8_t*>(header + 1);
-    }
-    nb::object body() {
-        const uint8_t* p = bytes();
-        if (!view.is_valid()) {
-            if (!owner.is_valid()) owner = nb::cast(Body{map, p, header->body_size});
-            view = nb::steal(PyMemoryView_FromObject(owner.ptr()));
-            if (!view.is_valid()) throw nb::python_error();
-        }
-        return view;
-    }
-    nb::bytes meta() const {
-        const uint8_t* p = bytes();  // first: it looks whether there is a header
-        return nb::bytes(p + header->body_size, header->meta_size);
-    }
-    void close() {
-        if (view.is_valid()) view.attr("release")();
-        view = nb::object();
-        if (owner.is_valid() && nb::cast<Body&>(owner).looking > 0) {
-            PyErr_SetString(PyExc_BufferError, "an array still looks at this frame; let go of it before the frame is closed");
-            throw nb::python_error();
-        }
-        owner = nb::object();
-        header = nullptr;
-        map.reset();
-    }
-};
-
-std::vector<BankSpan> bank_spans(nb::list banks, BufferViews& views, size_t n_events) {
-    std::vector<BankSpan> spans;
-    spans.reserve(banks.size());
-    for (nb::handle item : banks) {
-        PyObject* bank = item.ptr();
-        if (!PyTuple_Check(bank) || PyTuple_GET_SIZE(bank) != 3) throw nb::type_error("a bank is (name, TID, data)");
-        PyObject* name = PyTuple_GET_ITEM(bank, 0);
-        if (!PyBytes_Check(name) || PyBytes_GET_SIZE(name) != 4) throw nb::value_error("a bank name has 4 bytes");
-        const Py_buffer& data = views.add(PyTuple_GET_ITEM(bank, 2));
-        const size_t size = static_cast<size_t>(data.len);
-        if (size % n_events != 0) throw nb::value_error("bank data do not divide into the events");
-        if (size / n_events > 0x7FFFFFFF) throw nb::value_error("a bank has less than 2 GiB");
-        BankSpan span{};
-        std::memcpy(span.name, PyBytes_AS_STRING(name), 4);
-        span.tid = nb::cast<uint32_t>(nb::handle(PyTuple_GET_ITEM(bank, 1)));
-        span.data = static_cast<const uint8_t*>(data.buf);
-        span.size = size / n_events;
-        spans.push_back(span);
-    }
-    return spans;
-}
 
 nb::tuple check_events(const Frame& frame, uint32_t expected) {
     const uint8_t* p = frame.bytes();
@@ -151,28 +35,6 @@ nb::tuple check_events(const Frame& frame, uint32_t expected) {
         if (at != size) ++wrong;
     }
     return nb::make_tuple(n, expected, wrong, sum);
-}
-
-// Fills the writer's open frame in place. Opens one where there is none; `no_space`: the ring is full.
-nb::object build_into(Builder& builder, RingWriter& writer) {
-    constexpr size_t MARKS_ROOM = 12 * 1024, CHECKPOINT_GROWS = 4 * 1024;
-    Builder::Built built;
-    bool no_space = false;
-    {
-        nb::gil_scoped_release release;
-        for (size_t at_least = 0;; at_least = built.wanted) {
-            size_t room = 0;
-            const size_t meta_room = builder.checkpoint_bound() + CHECKPOINT_GROWS;
-            uint8_t* out = writer.open_body(at_least, meta_room + MARKS_ROOM, room);
-            no_space = !out;
-            if (no_space) break;
-            built = builder.build(out, room, meta_room);
-            writer.fill(built.bytes, built.n_events, built.first_serial, built.next_serial);
-            if (built.why != Builder::Stop::room || writer.open_events() || built.wanted <= room) break;
-        }
-    }
-    if (no_space) return nb::none();
-    return nb::make_tuple(static_cast<uint32_t>(built.why), built.n_events, built.bytes, built.wanted);
 }
 
 }  // namespace
@@ -328,79 +190,7 @@ NB_MODULE(_kernel, m) {
         .def_prop_ro("missed_events", &RingReader::missed_events)
         .def_prop_ro("path", &RingReader::path);
 
-    nb::class_<Builder>(m, "Builder")
-        .def("__init__",
-             [](Builder* self, std::vector<std::string> names, uint16_t event_id, uint16_t trigger_mask,
-                uint32_t reorder, uint32_t window, uint32_t on_incomplete, uint64_t max_event) {
-                 if (on_incomplete > 2) throw nb::value_error("on_incomplete is 0 (build), 1 (discard) or 2 (stop)");
-                 new (self) Builder({std::move(names), event_id, trigger_mask, reorder, window,
-                                     static_cast<Policy>(on_incomplete), max_event});
-             },
-             "names"_a, "event_id"_a = 1, "trigger_mask"_a = 0xFFFF, "reorder"_a = 0, "window"_a = 4096,
-             "on_incomplete"_a = 0, "max_event"_a = UINT64_MAX)
-        .def("begin_run", &Builder::begin_run, "run"_a)
-        .def("add_frame",
-             [](Builder& b, uint32_t source, const Frame& f) {
-                 b.add_frame(source, f.header->run, f.bytes(), f.header->body_size, f.header->n_events,
-                             f.header->sequence, f.end);
-             },
-             "source"_a, "frame"_a)
-        .def("add_bytes",  // whole events at 8-byte steps, which the caller keeps alive
-             [](Builder& b, uint32_t source, uint32_t run, nb::object body, uint32_t n_events, uint64_t sequence) {
-                 BufferView view(body);
-                 b.add_frame(source, run, view.data(), view.size(), n_events, sequence, sequence + 1);
-             },
-             "source"_a, "run"_a, "body"_a, "n_events"_a, "sequence"_a, nb::keep_alive<1, 4>())
-        .def("end_source", &Builder::end_source, "source"_a)
-        .def("ended", &Builder::ended, "source"_a)
-        .def("frames_waiting", &Builder::frames_waiting, "source"_a)
-        .def("all_read", &Builder::all_read, "source"_a)
-        .def("add_border",
-             [](Builder& b, uint32_t source, const Frame& f) {
-                 b.add_border(source, f.header->sequence, f.end);
-             },
-             "source"_a, "frame"_a)
-        .def("build",
-             [](Builder& b, size_t room) {
-                 std::vector<uint8_t> out(room);
-                 const auto built = b.build(out.data(), room, SIZE_MAX);
-                 return nb::make_tuple(nb::bytes(out.data(), built.bytes), static_cast<uint32_t>(built.why),
-                                       built.n_events, built.wanted);
-             },
-             "room"_a)
-        .def("build_into", &build_into, "writer"_a)
-        .def("waited_for", &Builder::waited_for)
-        .def_prop_ro("has_open", &Builder::has_open)
-        .def_prop_ro("oldest_serial", &Builder::oldest_serial)
-        .def("close_without",
-             [](Builder& b, uint32_t source, uint32_t cause) { b.close_without(source, static_cast<Cause>(cause)); },
-             "source"_a, "cause"_a)
-        .def("released", &Builder::released, "source"_a)
-        .def("fates",
-             [](const Builder& b, uint32_t source) {
-                 const Fates& f = b.fates(source);
-                 return nb::make_tuple(f.received, f.built, f.incomplete, f.late, f.duplicate, f.discarded, f.quarantined);
-             },
-             "source"_a)
-        .def_prop_ro("events_built", &Builder::events_built)
-        .def_prop_ro("events_incomplete", &Builder::events_incomplete)
-        .def_prop_ro("events_too_large", &Builder::events_too_large)
-        .def_prop_ro("largest_refused", &Builder::largest_refused)
-        .def("last_serial", &Builder::last_serial, "source"_a)
-        .def("take_marks",
-             [](Builder& b) {
-                 nb::list out;
-                 for (const Mark& mark : b.take_marks())
-                     out.append(nb::make_tuple(mark.source, static_cast<uint32_t>(mark.cause),
-                                               static_cast<uint32_t>(mark.first), static_cast<uint32_t>(mark.last)));
-                 return out;
-             })
-        .def("checkpoint",
-             [](const Builder& b, std::vector<uint64_t> generations) {
-                 const auto bytes = b.checkpoint(generations);
-                 return nb::bytes(bytes.data(), bytes.size());
-             },
-             "generations"_a);
+    bind_builder(m);
 
     m.def("check_events", &check_events, "frame"_a, "expected"_a,
           "Reads every byte of a frame's events: (events, next serial number, events out of order, sum of words).");

@@ -171,7 +171,9 @@ class RingWriter {
     bool wait_space(int64_t timeout_ns);
 
     // In-place filling for the builder: the body of the open frame from its end on.
-    uint8_t* open_body(size_t at_least, size_t meta_room, size_t& room);
+    // `room` and `meta_room` (in: wanted) then say how much there is for events and behind them.
+    uint8_t* open_body(size_t at_least, size_t wanted_meta, size_t& room, size_t& meta_room);
+    size_t largest_body(size_t meta_room) const;  // of any frame
     void fill(size_t bytes, uint32_t n_events, uint32_t first_serial, uint32_t next_serial);
     void close_with(const uint8_t* meta, size_t meta_size);
     const uint8_t* first_open_event() const {

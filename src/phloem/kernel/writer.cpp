@@ -326,9 +326,15 @@ bool RingWriter::fits(uint64_t need, bool border) const {
     return head_ - oldest_needed() + need + keep <= map_->capacity();
 }
 
+size_t RingWriter::largest_body(size_t meta_room) const {
+    const size_t most = map_->capacity() / 2 - BORDER_RESERVE, other = sizeof(FrameHeader) + meta_room + FRAME_ALIGN;
+    return most > other ? most - other : 0;
+}
+
 bool RingWriter::open_frame(FrameKind kind, size_t body_at_least, size_t meta_room) {
     const bool border = kind != FrameKind::events;
-    const size_t room = border ? body_at_least : std::max<size_t>(body_at_least, options_.max_frame);
+    const size_t usual = std::min<size_t>(options_.max_frame, largest_body(meta_room));
+    const size_t room = border ? body_at_least : std::max(body_at_least, usual);
     const uint64_t need = align_up(sizeof(FrameHeader) + room + meta_room, FRAME_ALIGN);
     if (need > map_->capacity() / 2 - BORDER_RESERVE)
         throw RingError("an event of " + std::to_string(body_at_least) + " bytes is too large for buffer " +
@@ -564,33 +570,6 @@ bool RingWriter::wait_space(int64_t timeout_ns) {
     h->writer_waiting.store(0, std::memory_order_seq_cst);
     h->blocked_ns.fetch_add(static_cast<uint64_t>(monotonic_ns() - began), std::memory_order_relaxed);
     return fits(need_, false);
-}
-
-uint8_t* RingWriter::open_body(size_t at_least, size_t meta_room, size_t& room) {
-    std::lock_guard guard(mutex_);
-    const bool too_small = open_ && open_bytes_ + std::max<size_t>(at_least, 1) > open_room_;
-    if (too_small && open_events_) throw RingError("close the open frame before asking for more");
-    if (too_small || (open_ && !open_events_)) open_ = nullptr;  // nothing in it yet: begin it anew
-    if (!open_ && !open_frame(FrameKind::events, at_least, meta_room)) return nullptr;
-    room = open_room_ - open_bytes_;
-    return reinterpret_cast<uint8_t*>(open_ + 1) + open_bytes_;
-}
-
-void RingWriter::fill(size_t bytes, uint32_t n_events, uint32_t first_serial, uint32_t next_serial) {
-    if (n_events == 0) return;
-    if (open_events_ == 0) open_->first_serial = first_serial;
-    open_events_ += n_events;
-    open_bytes_ += bytes;
-    next_serial_ = next_serial;
-    total_events_ += n_events;
-    total_bytes_ += bytes;
-}
-
-void RingWriter::close_with(const uint8_t* meta, size_t meta_size) {
-    std::lock_guard guard(mutex_);
-    if (!open_) throw RingError("no frame is open");
-    if (meta_size > open_meta_room_) throw RingError("the checkpoint is larger than the room kept for it");
-    close_frame(meta, meta_size);
 }
 
 }  // namespace phloem

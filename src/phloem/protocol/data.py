@@ -29,14 +29,19 @@ offset width meaning
 Sections: ``u32 kind, u32 size``, payload, padding to 8. Kinds: 1 CHECKPOINT, 2 MARKS, 3 JSON, 4 LATE, 5 QUARANTINED,
 6 USER_STATE.
 
-CHECKPOINT: ``u32 version (1), u32 run, u64 next serial number, u32 sources, u32 0``, then per source
-``u64 ring generation, u64 sequence of the first frame not read to its end, u32 first event in it that has not been
-read, u32 flags (1 started, 2 ended, 4 absent), u64 highest serial number, u64 next to pass on, u64 floor, 7 x u64
-(received, built, incomplete, late, duplicate, discarded, quarantined), u32 h, u32 m``, h x ``u64 frame sequence, u32
-event, u32 0`` (read, but undecided), m x ``u64 first, u64 last`` (serial numbers missed). Serial numbers are unwrapped.
+CHECKPOINT: ``u32 version (2), u32 run, u64 next serial number, u64 events that have left or were discarded, u64
+unwrapped number near to all others (0: none yet), u32 sources, u32 p, u32 the rest is discarded, u32 0``, p x ``u64
+serial number, u64 time`` (of past events, for the check by time), then per source ``u64 ring generation, u64 sequence
+of the first frame not read to its end, u32 first event in it that has not been read, u32 flags (1 started, 2 ended, 4
+absent, 8 restarted, 16 told is known, 32 blind), u64 highest key, u64 next to pass on, u64 floor, 7 x u64 (received,
+built, incomplete, late, duplicate, discarded, quarantined), u64 first key, u64 highest time, u64 next one of a row that
+was seen before, i64 shift by time, i64 told shift, u64 unsure from, u32 added to serial numbers, u32 length of the row,
+u32 why it is absent, u32 h, u32 m, u32 r``, h x ``u64 frame sequence, u32 event, u32 far, u64 key, i64 moved`` (read,
+but undecided), m x ``u64 first, u64 last`` (keys missed), r x ``u64 key, u64 serial number`` (recent ones, by time).
+Keys are serial numbers unwrapped, or times in ns.
 
-MARKS: ``u32 number``, ``u32 0``, then per mark ``u32 source, u32 cause (1 silence, 2 space, 3 optional), u64 first,
-u64 last``: unwrapped serial numbers (times in ns where sources are matched by time); first 0: from the beginning.
+MARKS: ``u32 number``, ``u32 0``, then per mark ``u32 source, u32 cause (1 silence, 2 space, 3 optional, 4 check), u64
+first, u64 last``: unwrapped serial numbers (times in ns where sources are matched by time); first 0: from the beginning.
 
 LATE, QUARANTINED: whole events at 8-byte steps, banks in BANK32A, for the side files. A late one is the fragment with a
 bank LATE (STRING, its source) behind its own; one in quarantine holds the bytes as they came in the bank QUAR (UINT8),
@@ -59,9 +64,11 @@ from phloem.model.errors import ProtocolError
 
 __all__ = [
     "FRAME_UNALIGNED",
+    "Checkpoint",
     "CheckpointedSource",
     "FrameKind",
     "Section",
+    "Undecided",
     "decode_checkpoint",
     "decode_json",
     "decode_marks",
@@ -74,10 +81,11 @@ __all__ = [
 FRAME_UNALIGNED = 2
 
 _SECTION = struct.Struct("<II")
-_HEAD = struct.Struct("<IIQII")
-_SOURCE = struct.Struct("<QQII10QII")
-_HELD = struct.Struct("<QII")
+_HEAD = struct.Struct("<IIQQQIIII")
+_SOURCE = struct.Struct("<QQII13QqqQIIIIII")
+_HELD = struct.Struct("<QIIQq")
 _RANGE = struct.Struct("<QQ")
+_NO_TIME = 2**64 - 1
 _MARK = struct.Struct("<IIQQ")
 
 
@@ -143,56 +151,109 @@ def decode_marks(payload: bytes) -> list[tuple[int, int, int, int]]:
     return [tuple(mark) for mark in _MARK.iter_unpack(payload[8:])]
 
 
+class Undecided(msgspec.Struct, frozen=True):
+    """A fragment that has been read and has no fate yet. ``far``: what comes next says whether it is believed."""
+
+    frame: int
+    event: int
+    far: bool
+    key: int
+    moved: int
+
+
 class CheckpointedSource(msgspec.Struct, frozen=True):
-    """Where a builder stands in one source. ``read``: (frame sequence, event); ``undecided``: the same, each."""
+    """Where a builder stands in one source. ``read``: (frame sequence, event). Times are None where there is none."""
 
     generation: int
     read: tuple[int, int]
     started: bool
     ended: bool
-    absent: bool
+    restarted: bool
+    blind: bool
+    absent: int
     highest: int
     next_pass: int
     floor: int
     fates: tuple[int, ...]
-    undecided: tuple[tuple[int, int], ...]
+    first: int
+    highest_time: int | None
+    again_next: int
+    again: int
+    total_shift: int
+    told: int | None
+    unsure_from: int | None
+    shift: int
+    undecided: tuple[Undecided, ...]
     missed: tuple[tuple[int, int], ...]
+    recent: tuple[tuple[int, int], ...]
 
 
-def decode_checkpoint(payload: bytes) -> tuple[int, int, list[CheckpointedSource]]:
-    """A CHECKPOINT section: (run, next serial number, sources)."""
+class Checkpoint(msgspec.Struct, frozen=True):
+    """All that a builder needs to go on. ``history``: (serial number, time) of past events."""
+
+    run: int
+    next_serial: int
+    count: int
+    near: int
+    discarding: bool
+    history: tuple[tuple[int, int], ...]
+    sources: tuple[CheckpointedSource, ...]
+
+
+def decode_checkpoint(payload: bytes) -> Checkpoint:
+    """A CHECKPOINT section."""
     try:
-        version, run, next_serial, n_sources, _ = _HEAD.unpack_from(payload)
-        if version != 1:
-            raise ProtocolError(f"checkpoint of version {version}; this is version 1")
-        at, sources = _HEAD.size, []
+        version, run, next_serial, count, near, n_sources, n_past, discarding, _ = _HEAD.unpack_from(payload)
+        if version != 2:
+            raise ProtocolError(f"checkpoint of version {version}; this is version 2")
+        at = _HEAD.size
+        history, at = _rows(_RANGE, payload, at, n_past)
+        sources = []
         for _ in range(n_sources):
             source, at = _decode_source(payload, at)
             sources.append(source)
     except struct.error as error:
         raise ProtocolError(f"CHECKPOINT section of {len(payload)} bytes ends early: {error}") from None
-    return run, next_serial, sources
+    return Checkpoint(run, next_serial, count, near, bool(discarding), history, tuple(sources))
+
+
+def _rows(row: struct.Struct, payload: bytes, at: int, n: int) -> tuple[tuple[Any, ...], int]:
+    end = at + n * row.size
+    if end > len(payload):
+        raise struct.error(f"{n} rows of {row.size} bytes at byte {at}")
+    return tuple(row.iter_unpack(payload[at:end])), end
 
 
 def _decode_source(payload: bytes, at: int) -> tuple[CheckpointedSource, int]:
     fields = _SOURCE.unpack_from(payload, at)
     generation, frame, event, flags, highest, next_pass, floor = fields[:7]
-    n_held, n_missed = fields[14:]
-    at += _SOURCE.size
-    held = [_HELD.unpack_from(payload, at + i * _HELD.size)[:2] for i in range(n_held)]
-    at += n_held * _HELD.size
-    missed = [_RANGE.unpack_from(payload, at + i * _RANGE.size) for i in range(n_missed)]
+    first, highest_time, again_next, total_shift, told, unsure_from = fields[14:20]
+    shift, again, absent, n_held, n_missed, n_recent = fields[20:]
+    held, at = _rows(_HELD, payload, at + _SOURCE.size, n_held)
+    missed, at = _rows(_RANGE, payload, at, n_missed)
+    recent, at = _rows(_RANGE, payload, at, n_recent)
     source = CheckpointedSource(
         generation=generation,
         read=(frame, event),
         started=bool(flags & 1),
         ended=bool(flags & 2),
-        absent=bool(flags & 4),
+        restarted=bool(flags & 8),
+        blind=bool(flags & 32),
+        absent=absent,
         highest=highest,
         next_pass=next_pass,
         floor=floor,
         fates=fields[7:14],
-        undecided=tuple(held),
-        missed=tuple(missed),
+        first=first,
+        highest_time=None if highest_time == _NO_TIME else highest_time,
+        again_next=again_next,
+        again=again,
+        total_shift=total_shift,
+        told=told if flags & 16 else None,
+        unsure_from=None if unsure_from == _NO_TIME else unsure_from,
+        shift=shift,
+        undecided=tuple(Undecided(one[0], one[1], bool(one[2]), one[3], one[4]) for one in held),
+        missed=missed,
+        recent=recent,
     )
-    return source, at + n_missed * _RANGE.size
+    return source, at

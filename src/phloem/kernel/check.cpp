@@ -1,0 +1,108 @@
+// Serial numbers, with the times as a cross-check: does a source's fragment belong to the event of its number?
+#include <algorithm>
+
+#include "builder.hpp"
+
+namespace phloem {
+
+// The time on which most of the event's sources agree, and those that disagree; false: none has a time.
+bool Builder::agree(uint64_t key, Agreed& said) const {
+    size_t most = 0;
+    for (uint32_t i = 0; i < sources_.size(); ++i) {
+        const Source& s = sources_[i];
+        if (!takes(s, key) || s.held.front().time == NO_TIME) continue;
+        Agreed candidate{s.held.front().time, i, {}};
+        size_t agreeing = 0;
+        for (uint32_t j = 0; j < sources_.size(); ++j) {
+            const Source& other = sources_[j];
+            if (!takes(other, key) || other.held.front().time == NO_TIME) continue;
+            if (near(other.held.front().time, candidate.time))
+                ++agreeing;
+            else
+                candidate.off.push_back(j);
+        }
+        if (agreeing > most) {
+            most = agreeing;
+            said = std::move(candidate);
+        }
+        if (most && said.off.empty()) break;
+    }
+    return most > 0;
+}
+
+// By how many events the head of `s` belongs later; false: `blind_` must send more before that can be said.
+bool Builder::look_for(Source& s, uint64_t serial, const Agreed& said, std::optional<int64_t>& shift) {
+    const uint64_t time = s.held.front().time;
+    shift.reset();
+    if (time < said.time) {
+        for (auto past = history_.rbegin(); past != history_.rend(); ++past)
+            if (near(past->second, time)) {
+                shift = static_cast<int64_t>(past->first - serial);
+                break;
+            }
+        return true;
+    }
+    Source& anchor = sources_[said.anchor];
+    for (size_t i = 1; i <= LOOK_EVENTS; ++i) {
+        if (!pull(anchor, i + 1)) {
+            if (full_) return false;
+            const auto& given = anchor.given_blind;
+            if (anchor.over() || anchor.blind || std::find(given.begin(), given.end(), serial) != given.end()) return true;
+            blind_ = said.anchor;
+            return false;
+        }
+        const Fragment& f = anchor.held[i];
+        if (f.time == NO_TIME) continue;
+        if (near(f.time, time)) {
+            shift = static_cast<int64_t>(f.key - serial);
+            return true;
+        }
+        if (f.time > time) return true;
+    }
+    return true;
+}
+
+void Builder::report(uint32_t source, uint64_t key, std::optional<int64_t> shift) {
+    Source& s = sources_[source];
+    if (s.told == shift) return;
+    s.told = shift;
+    reports_.push_back({source, key, shift});
+}
+
+Builder::Verdict Builder::check(uint64_t key) {
+    checked_time_ = NO_TIME;
+    if (options_.check == Check::off || discarding_) return Verdict::fine;
+    Agreed said;
+    if (!agree(key, said)) return Verdict::fine;
+    std::vector<std::optional<int64_t>> shifts(said.off.size());
+    for (size_t i = 0; i < said.off.size(); ++i)
+        if (!look_for(sources_[said.off[i]], key, said, shifts[i])) return Verdict::wait;
+    for (size_t i = 0; i < said.off.size(); ++i) {
+        Source& s = sources_[said.off[i]];
+        if (options_.check == Check::repair && shifts[i]) {
+            if (s.is_unsure()) s.unsure_from = NO_TIME;
+            move(s, *shifts[i], key);
+            return Verdict::again;
+        }
+        if (s.is_unsure()) {
+            give_up(s);
+            report(said.off[i], key, std::nullopt);
+            return Verdict::again;
+        }
+    }
+    for (uint32_t i = 0; i < sources_.size(); ++i) {
+        Source& s = sources_[i];
+        const auto off = std::find(said.off.begin(), said.off.end(), i);
+        if (off != said.off.end()) {
+            report(i, key, shifts[static_cast<size_t>(off - said.off.begin())]);
+        } else if (takes(s, key) && s.held.front().time != NO_TIME) {
+            if (s.is_unsure()) s.unsure_from = NO_TIME;
+            report(i, key, s.held.front().moved);
+        }
+    }
+    if (!said.off.empty() && options_.check == Check::stop) return Verdict::stop;
+    checked_time_ = said.time;
+    return Verdict::fine;
+}
+
+}  // namespace phloem
