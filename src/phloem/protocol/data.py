@@ -41,7 +41,7 @@ but undecided), m x ``u64 first, u64 last`` (keys missed), r x ``u64 key, u64 se
 Keys are serial numbers unwrapped, or times in ns.
 
 MARKS: ``u32 number``, ``u32 0``, then per mark ``u32 source, u32 cause (1 silence, 2 space, 3 optional, 4 check), u64
-first, u64 last``: unwrapped serial numbers (times in ns where sources are matched by time); first 0: from the beginning.
+first, u64 last``: unwrapped serial numbers (times in ns where sources are matched by time); first 0: from the start.
 
 LATE, QUARANTINED: whole events at 8-byte steps, banks in BANK32A, for the side files. A late one is the fragment with a
 bank LATE (STRING, its source) behind its own; one in quarantine holds the bytes as they came in the bank QUAR (UINT8),
