@@ -18,6 +18,7 @@ from phloem.control.run_control import RunControl
 from phloem.model.event import EQ_EB, EQ_POLLED, Equipment
 from phloem.protocol.control import (
     ComponentStatus,
+    EndRun,
     FromRunControl,
     Goodbye,
     Heartbeat,
@@ -106,6 +107,10 @@ class FakeComponent:
     def say(self, severity: str, text: str) -> None:
         """A message for people."""
         self._out.put(encode(Text(severity, text)))
+
+    def ask_end(self, run: int, reason: str) -> None:
+        """Ask run control to end a run."""
+        self._out.put(encode(EndRun(run, reason)))
 
     def answer_now(self, request: TransitionRequest, error: str = "") -> None:
         """Answer what was kept in silence."""

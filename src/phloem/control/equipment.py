@@ -27,6 +27,7 @@ __all__ = [
     "DESCRIPTIVE",
     "CommonKey",
     "create_equipment",
+    "current_equipment",
     "equipment_common",
     "equipment_from_common",
     "write_statistics",
@@ -97,6 +98,15 @@ def equipment_from_common(name: str, common: Mapping[str, Any], readout: str = "
         return msgspec.convert({"name": name, "readout": readout, **fields}, Equipment)
     except msgspec.ValidationError as error:
         raise SettingsError(f"/Equipment/{name}/Common: {error}") from None
+
+
+def current_equipment(odb: Odb, declared: Equipment) -> Equipment:
+    """What a component declared, as the ODB has it now; name and readout method are the code's."""
+    try:
+        common = odb.value(f"/Equipment/{declared.name}/Common", {})
+        return equipment_from_common(declared.name, common, declared.readout)
+    except SettingsError:  # PREPARE will say so
+        return declared
 
 
 def create_equipment(

@@ -220,10 +220,29 @@ class Odb:
         if stored == key.value and not revision:
             return stored
         self._store(key, stored, by, revision)
-        for prefix, watcher in list(self._watchers):
-            if is_below(key.path, prefix):
-                watcher(key.path, key.plain())
+        self._tell(key)
         return stored
+
+    def measure(self, path: str, tid: TID, value: Any, size: int = 0) -> None:
+        """Give a key a measured value, of which no history is kept; made, or made anew with another type, if need be.
+
+        ``value``: a list, or one item; ``size``: of a STRING at least, with its zero byte.
+        """
+        if self.create(path, tid, value, size):
+            return
+        key, _ = self._located(path)
+        if key.tid is TID.KEY:
+            raise SettingsError(f"{key.path} is a directory in the ODB; it cannot hold a value")
+        larger = max(item_size(tid, size), key.item_size if key.tid is tid else 0)
+        values = value if isinstance(value, list) else [value]
+        checked = [check_value(key.path, tid, larger, item) for item in values]
+        if (tid, larger) != (key.tid, key.item_size):
+            key.tid, key.item_size = tid, larger
+            about = (int(tid), larger, _folded(key.path))
+            self._database.execute("UPDATE keys SET tid = ?, item_size = ? WHERE path = ?", about)
+        stored = checked if isinstance(value, list) else checked[0]
+        self._store(key, stored, "", revision=False)
+        self._tell(key)
 
     def first(
         self,
@@ -264,6 +283,11 @@ class Odb:
         return lambda: self._watchers.remove(entry)
 
     # the inside
+
+    def _tell(self, key: _Key) -> None:
+        for prefix, watcher in list(self._watchers):
+            if is_below(key.path, prefix):
+                watcher(key.path, key.plain())
 
     def _load(self) -> None:
         self._root = _Key("", TID.KEY, 0, _ALL_MODES, None, 0.0)

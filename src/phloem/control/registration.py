@@ -17,6 +17,8 @@ from phloem.protocol.control import Register
 
 __all__ = ["Registration"]
 
+_TYPES = {"logger/run duration": TID.FLOAT64}  # which a whole number in the experiment file does not show
+
 
 class Registration:
     """``first_values``: ODB path: value, tables allowed; ``reset``: below these paths they replace the ODB's.
@@ -50,7 +52,7 @@ class Registration:
             parts = path.strip("/").lower().split("/")
             if parts[0] == "equipment" and len(parts) > 2 and parts[2] in ("common", "settings"):
                 continue
-            tid = TID.UINT32 if parts[:2] == ["experiment", "buffer sizes"] else None
+            tid = TID.UINT32 if parts[:2] == ["experiment", "buffer sizes"] else _TYPES.get("/".join(parts))
             reset = any(is_below(path, prefix) for prefix in self._reset)
             self._report(self._odb.first(path, value, tid=tid, reset=reset))
 

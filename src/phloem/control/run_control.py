@@ -25,16 +25,19 @@ from phloem.control.answers import Answers, hang_limit_s
 from phloem.control.asking import Asking
 from phloem.control.database import Database
 from phloem.control.directory import Directory, Health, Member
-from phloem.control.equipment import write_statistics
+from phloem.control.ending import Ending
+from phloem.control.equipment import DESCRIPTIVE, current_equipment, write_statistics
 from phloem.control.messages import Messages
 from phloem.control.odb import Difference, Odb
 from phloem.control.preparation import Preparation
 from phloem.control.registration import Registration
 from phloem.control.runs import Runs
 from phloem.control.transitions import Transitions
+from phloem.control.variables import write_variables
 from phloem.model.errors import PhloemError, ProtocolError
 from phloem.protocol.control import (
     VERSION,
+    EndRun,
     FromComponent,
     Goodbye,
     Heartbeat,
@@ -48,6 +51,7 @@ from phloem.protocol.control import (
     SettingsChanged,
     Text,
     TransitionReply,
+    Variables,
     decode_request,
     encode,
 )
@@ -125,6 +129,7 @@ class RunControl:
         self._odb, self._messages, self._directory, self._runs = odb, messages, directory, runs
         self._registration, self._preparation = registration, preparation
         self._asking, self._transitions = asking, transitions
+        self._ending = Ending(odb, messages, transitions)
         odb.watch("/Equipment", self._setting_changed)
         unclosed = runs.unclosed()
         if unclosed is not None:
@@ -239,6 +244,11 @@ class RunControl:
                     self._messages.add("debug", _ORIGIN, f"{name} answered {message.id} unasked: {outcome}")
             case Text():
                 self._messages.add(message.severity, self._who(identity), message.text)
+            case EndRun():
+                if self._directory.by_identity(identity) is not None:
+                    self._ending.ask(message.run, self._who(identity), message.reason)
+            case Variables():
+                self._take_variables(identity, message)
             case Goodbye():
                 member = self._directory.leave(identity, message.reason)
                 if member is not None:
@@ -255,19 +265,29 @@ class RunControl:
             self.send(identity, Refused(str(error)))
             return
         self._transitions.adopt(member)
+        self.send(identity, self._welcome(register))
+        if known is None or known.register.incarnation != register.incarnation:
+            where = f"{register.kind}, pid {register.pid} on {register.host}"
+            self._messages.add("info", _ORIGIN, f"{register.name} is here ({where})")
+
+    def _welcome(self, register: Register) -> Registered:
         run = self._transitions.run
-        welcome = Registered(
+        return Registered(
             run_control=self.incarnation,
             experiment=self.experiment,
             data_dir=str(self._data_dir),
             state=self._transitions.state,
             run=run.info.number if run is not None else None,
             settings=self._preparation.settings(register),
+            equipment=tuple(current_equipment(self._odb, declared) for declared in register.equipment),
         )
-        self.send(identity, welcome)
-        if known is None or known.register.incarnation != register.incarnation:
-            where = f"{register.kind}, pid {register.pid} on {register.host}"
-            self._messages.add("info", _ORIGIN, f"{register.name} is here ({where})")
+
+    def _take_variables(self, identity: bytes, variables: Variables) -> None:
+        member = self._directory.by_identity(identity)
+        if member is None or variables.equipment not in (e.name for e in member.register.equipment):
+            return
+        with self._database.transaction():
+            write_variables(self._odb, variables)
 
     async def _answer(self, identity: bytes, request: Request) -> None:
         def respond(kind: str, value: Any, component: str = "", error: str = "") -> None:
@@ -292,17 +312,29 @@ class RunControl:
 
     def _setting_changed(self, path: str, value: Any) -> None:
         parts = path.split("/", 4)
-        if len(parts) < 5 or parts[3].lower() != "settings":
+        if len(parts) < 5:
+            return
+        if parts[3].lower() == "common" and parts[4] not in DESCRIPTIVE and self._loop is not None:
+            self._loop.call_soon(self._common_changed, parts[2])  # when a registration that sets it is done
+        if parts[3].lower() != "settings":
             return
         member = self._directory.owner(parts[2], time.monotonic())
         if member is not None:
             self.send(member.identity, SettingsChanged(parts[2], parts[4], value))
+
+    def _common_changed(self, equipment: str) -> None:
+        member = self._directory.owner(equipment, time.monotonic())
+        if member is not None:
+            self.send(member.identity, self._welcome(member.register))
 
     # what happens without being asked
 
     def _look(self) -> None:
         now_s = time.monotonic()
         self._directory.turned(now_s)
+        reason = self._ending.due()
+        if reason:
+            self._keep(asyncio.ensure_future(self._ending.end(reason)))
         try:
             for member in self._directory.members():
                 self._look_at(member, now_s)

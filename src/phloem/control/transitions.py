@@ -113,8 +113,8 @@ class Transitions:
             self._messages.add("info", _ORIGIN, f"Run {run.info.number} started")
             return {"run": run.info.number, "state": self.state}
 
-    async def end(self, transition: Transition, progress: Progress) -> dict[str, Any]:
-        """READY or RUN to STOP; returns the document of the run with its account."""
+    async def end(self, transition: Transition, progress: Progress, reason: str = "") -> dict[str, Any]:
+        """READY or RUN to STOP; returns the document of the run with its account. ``reason``: why, if nobody typed it."""
         with self._only_one(transition):
             run = self._current()
             released = self.state is State.READY
@@ -124,7 +124,7 @@ class Transitions:
             results, problems = await self._stop_order(asked, run, why, run.plans, progress)
             torn = any(run.keeps_data(name) for name in problems)
             status = RunStatus.RELEASED if released else RunStatus.COMPLETE
-            return self._close(run, RunStatus.INTERRUPTED if torn else status, results, problems)
+            return self._close(run, RunStatus.INTERRUPTED if torn else status, results, problems, reason)
 
     def adopt(self, member: Member) -> None:
         """A component came back in a run that this run control knows from its table only: go on with it."""

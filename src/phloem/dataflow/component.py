@@ -26,6 +26,7 @@ from phloem.model.run import RunInfo
 from phloem.protocol.control import (
     VERSION,
     ComponentStatus,
+    EndRun,
     Goodbye,
     Heartbeat,
     Refused,
@@ -80,6 +81,7 @@ class Component:
         self._open_request: TransitionRequest | None = None
         self._replies: dict[str, TransitionReply] = {}
         self._waiting_for = ""
+        self._end_asked: EndRun | None = None
         self._incarnation = uuid4().hex
         self._handlers: Mapping[Transition, Callable[[TransitionRequest], Result | None]] = {
             Transition.PREPARE: self.prepare,
@@ -182,6 +184,13 @@ class Component:
         """A message for people: debug, info, warning or error."""
         self._link.send(Text(severity, text))
 
+    def ask_end(self, reason: str) -> None:
+        """Ask run control to end this component's run, once per run; it ends after the transition under way."""
+        run = self.run_info
+        if run is not None and (self._end_asked is None or self._end_asked.run != run.number):
+            self._end_asked = EndRun(run.number, reason)
+            self._link.send(self._end_asked)
+
     def still_waiting(self, reason: str = "") -> None:
         """Called from within a turn that is held up: the loop is alive, and this is what it waits for."""
         self._turned = time.monotonic()
@@ -249,6 +258,8 @@ class Component:
                 self._take_registered(message)
             elif isinstance(message, RegisterAgain):
                 self._link.send(self._register())
+                if self._end_asked is not None:  # a run control that was restarted has not heard it
+                    self._link.send(self._end_asked)
             elif isinstance(message, Refused):
                 raise SettingsError(message.reason)
             elif isinstance(message, Terminate):

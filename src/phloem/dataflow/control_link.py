@@ -10,6 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import zmq
 
@@ -41,6 +42,7 @@ class ControlLink:
         self._pipe_out, pipe_in = self._pair()
         self._sending = threading.Lock()
         self._registered = threading.Event()
+        self._latest: dict[str, Message] = {}
         self.started = False
         self._thread = threading.Thread(target=self._serve, args=(pipe_in,), name="control-link", daemon=True)
 
@@ -75,6 +77,10 @@ class ControlLink:
         """Send a message; from any thread."""
         with self._sending:
             self._pipe_out.send(encode(message))
+
+    def offer(self, key: str, message: Message) -> None:
+        """Send with the next heartbeat, unless a newer one of the same ``key`` comes first; never blocks."""
+        self._latest[key] = message
 
     def next(self) -> FromRunControl | None:
         """What run control said next, or None."""
@@ -119,8 +125,14 @@ class ControlLink:
                 next_beat = time.monotonic() + HEARTBEAT_S
                 if self._registered.is_set():
                     wire.send(encode(self._beat()))
+                    self._send_latest(wire)
         wire.close()
         pipe.close(linger=0)
+
+    def _send_latest(self, wire: zmq.Socket[bytes]) -> None:
+        for key in list(self._latest):
+            with suppress(zmq.Again):  # nobody reads: the next one will tell
+                wire.send(encode(self._latest.pop(key)), zmq.NOBLOCK)
 
     def _take(self, data: bytes) -> None:
         try:

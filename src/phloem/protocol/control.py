@@ -8,6 +8,7 @@ from            messages                         answered by
 =============== ================================ ==========================================================
 component       `Register`                       `Registered` or `Refused`
 component       `Heartbeat`, `Text`, `Goodbye`   nothing
+component       `EndRun`, `Variables`            nothing
 run control     `TransitionRequest`              `TransitionReply`
 run control     `SettingsChanged`, `Terminate`   nothing
 run control     `RegisterAgain`                  `Register`
@@ -30,7 +31,9 @@ __all__ = [
     "GONE_S",
     "HEARTBEAT_S",
     "VERSION",
+    "BankCopy",
     "ComponentStatus",
+    "EndRun",
     "FromComponent",
     "FromRunControl",
     "Goodbye",
@@ -48,6 +51,7 @@ __all__ = [
     "Text",
     "TransitionReply",
     "TransitionRequest",
+    "Variables",
     "decode",
     "decode_request",
     "encode",
@@ -120,7 +124,10 @@ class Register(Message, frozen=True):
 
 
 class Registered(Message, frozen=True):
-    """Run control took the component in. ``settings``: `{equipment name: {key: value}}` as in the ODB now."""
+    """Run control took the component in; sent again when somebody sets a key of its equipment's Common.
+
+    ``settings``: `{equipment name: {key: value}}`, ``equipment``: what the component declared, both as in the ODB now.
+    """
 
     run_control: str
     experiment: str
@@ -128,6 +135,7 @@ class Registered(Message, frozen=True):
     state: State
     run: int | None = None
     settings: dict[str, dict[str, Any]] = {}
+    equipment: tuple[Equipment, ...] = ()
 
 
 class Refused(Message, frozen=True):
@@ -216,6 +224,28 @@ class Text(Message, frozen=True):
     text: str
 
 
+class EndRun(Message, frozen=True):
+    """The component asks for the end of run ``run``; ``reason``: in words. Asked twice or too late it has no effect."""
+
+    run: int
+    reason: str
+
+
+class BankCopy(msgspec.Struct, frozen=True):
+    """A bank for people to look at. ``data``: its values as in the event, little endian."""
+
+    name: str
+    tid: int
+    data: bytes
+
+
+class Variables(Message, frozen=True):
+    """The banks of an equipment's latest event, for ``/Equipment/<equipment>/Variables`` (bit 256 of Read on)."""
+
+    equipment: str
+    banks: tuple[BankCopy, ...]
+
+
 class Goodbye(Message, frozen=True):
     """The component ends on purpose."""
 
@@ -246,7 +276,7 @@ class Response(Message, frozen=True):
     error: str = ""
 
 
-FromComponent: TypeAlias = Register | Heartbeat | TransitionReply | Text | Goodbye | Request
+FromComponent: TypeAlias = Register | Heartbeat | TransitionReply | Text | EndRun | Variables | Goodbye | Request
 FromRunControl: TypeAlias = (
     Registered | Refused | RegisterAgain | TransitionRequest | SettingsChanged | Terminate | Response
 )
