@@ -167,9 +167,9 @@ def test_what_cannot_work_is_refused_by_name(components: list[Register], fields:
         plan(*components, **fields)
 
 
-def test_a_type_from_another_midas_is_refused_by_name() -> None:
-    tree = {"Trigger01": trigger(1, type=66), "EB": EB}
-    with pytest.raises(SettingsError, match="'Trigger01' has type EQ_FRAGMENTED, which is not supported"):
+def test_the_type_of_eb_equipment_in_an_old_midas_is_not_built_and_refused_by_name() -> None:
+    tree = {"Trigger01": trigger(1, type=66), "EB": EB}  # 64 was EB there, and is FRAGMENTED now
+    with pytest.raises(TransitionError, match="equipment Trigger01 sends to buffer BUF01, which nobody reads"):
         plan(frontend(1), BUILDER, LOGGER, equipment=tree)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from phloem import EQ_EB, EQ_PERIODIC, EQ_POLLED, EQ_SLOW, Equipment
+from phloem import EQ_EB, EQ_MANUAL_TRIG, EQ_PERIODIC, EQ_POLLED, EQ_SLOW, Equipment
 from phloem.dataflow.frontend import BatchDraft, EventDraft, Frontend
 from phloem.dataflow.readout import client_name
 from phloem.model.errors import EventError, SettingsError
@@ -65,9 +65,10 @@ def test_an_index_fills_formats_as_mfe_does() -> None:
 
 
 def test_an_equipment_type_that_is_not_supported_is_refused_by_name() -> None:
-    with pytest.raises(SettingsError, match="'Slow' has type EQ_SLOW, which is not supported"):
-        Equipment("Slow", type=EQ_SLOW | EQ_EB).check()
-    with pytest.raises(SettingsError, match="say EQ_POLLED or EQ_PERIODIC"):
+    with pytest.raises(SettingsError, match="'Manual' has type EQ_MANUAL_TRIG, which is not supported"):
+        Equipment("Manual", type=EQ_PERIODIC | EQ_MANUAL_TRIG).check()
+    Equipment("Slow", type=EQ_SLOW).check()
+    with pytest.raises(SettingsError, match="say EQ_POLLED, EQ_PERIODIC or EQ_SLOW"):
         Equipment("None", type=EQ_EB).check()
     Equipment("Scaler", type=EQ_PERIODIC).check()
     Equipment("Trigger", type=EQ_POLLED | EQ_EB).check()

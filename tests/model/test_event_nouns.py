@@ -99,8 +99,8 @@ def test_an_index_fills_formats_only_where_there_are_any() -> None:
     ("equipment", "complaint"),
     [
         (Equipment("T", type=EquipmentType.INTERRUPT | EquipmentType.EB), "EQ_INTERRUPT, which is not supported"),
-        (Equipment("T", type=EquipmentType.EB), "say EQ_POLLED or EQ_PERIODIC"),
-        (Equipment("T", type=0), "say EQ_POLLED or EQ_PERIODIC"),
+        (Equipment("T", type=EquipmentType.EB), "say EQ_POLLED, EQ_PERIODIC or EQ_SLOW"),
+        (Equipment("T", type=0), "say EQ_POLLED, EQ_PERIODIC or EQ_SLOW"),
         (Equipment(""), "must have 1 to 31 characters"),
         (Equipment("a/b"), "no '/'"),
         (Equipment("x" * 32), "must have 1 to 31 characters"),

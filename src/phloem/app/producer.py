@@ -90,8 +90,8 @@ class Producer:
     def produce(self, banks: Mapping[str, ArrayLike], *, serial_number: int | None = None, wait: bool = True) -> None:
         """Send one event: bank name (4 ASCII characters) to array. When this returns, it is sent.
 
-        Blocks until a run is prepared (with ``wait=False`` a `TransitionError` says that there is none), and while
-        the buffer is full.
+        Blocks until a run is prepared that has not all its events (Event limit), and while the buffer is full. With
+        ``wait=False`` a `TransitionError` says that there is no such run.
         """
         draft = EventDraft("")
         draft.serial_number = serial_number
@@ -133,7 +133,7 @@ class Producer:
 
     def _send(self, draft: EventDraft | BatchDraft, wait: bool) -> None:
         with self._changed:
-            while self._readout.state == State.STOP:
+            while self._readout.state == State.STOP or (wait and self._readout.full(draft)):
                 self._check()
                 if not wait:
                     raise TransitionError(f"{self._readout.name} cannot send: no run is prepared")

@@ -114,7 +114,7 @@ class Transitions:
             return {"run": run.info.number, "state": self.state}
 
     async def end(self, transition: Transition, progress: Progress, reason: str = "") -> dict[str, Any]:
-        """READY or RUN to STOP; returns the document of the run with its account. ``reason``: why, if nobody typed it."""
+        """READY or RUN to STOP; returns the document of the run with its account and the ``reason``."""
         with self._only_one(transition):
             run = self._current()
             released = self.state is State.READY

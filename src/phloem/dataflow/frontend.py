@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from phloem.formats.midas.events import walk
 from phloem.model.errors import EventError
 from phloem.model.event import TID, Equipment, check_bank_name, tid_of
 from phloem.transport.shm import BankBuffer
@@ -30,7 +31,7 @@ from phloem.transport.shm import BankBuffer
 if TYPE_CHECKING:
     from phloem.model.run import RunInfo
 
-__all__ = ["BatchDraft", "EventDraft", "Frontend", "Host"]
+__all__ = ["BatchDraft", "EventDraft", "Frontend", "Host", "SupereventDraft"]
 
 _names: dict[str, bytes] = {}
 _tids: dict[int, int] = {}
@@ -63,10 +64,12 @@ def _bank_of(name: str, values: ArrayLike, n_events: int | None = None) -> BankB
 class EventDraft:
     """The event that `Frontend.read` fills. Without a bank it is not sent (the hardware had nothing).
 
-    ``raw``: instead of banks, whole events as they stand in a ``.mid`` file, headers included.
+    ``raw``: instead of banks, whole events as they stand in a ``.mid`` file, headers included. ``subevent``: how many
+    triggers of a super-event are in it already (Num subevents); 0 in all other events.
     """
 
     __slots__ = ("banks", "equipment", "raw", "serial_number", "time_stamp")
+    subevent: int = 0
 
     def __init__(self, equipment: str) -> None:
         self.equipment = equipment
@@ -79,6 +82,26 @@ class EventDraft:
         """Add a bank. ``name``: 4 ASCII characters. ``values``: an array; its dtype chooses the TID
         (``int64``, say, becomes INT64), or a text. They are copied when the event is sent."""
         self.banks.append(_bank_of(name, values))
+
+    def cut(self, n_events: int) -> int:
+        """Keep ``n_events`` at most; returns how many there are now."""
+        if not self.raw:
+            self.banks = self.banks if n_events else []
+            return min(n_events, 1 if self.banks else 0)
+        starts, _ = walk(self.raw)
+        if len(starts) > n_events:
+            self.raw = self.raw[: int(starts[n_events])]
+        return min(n_events, len(starts))
+
+
+class SupereventDraft(EventDraft):
+    """The event of several triggers."""
+
+    __slots__ = ("subevent",)
+
+    def __init__(self, equipment: str) -> None:
+        super().__init__(equipment)
+        self.subevent = 0
 
 
 class BatchDraft:
@@ -101,6 +124,16 @@ class BatchDraft:
                 raise EventError(f"bank {name} of a batch has shape {array.shape}: no events")
             self.n_events = array.shape[0]
         self.banks.append(_bank_of(name, array, self.n_events))
+
+    def cut(self, n_events: int) -> int:
+        """Keep ``n_events`` at most; returns how many there are now."""
+        if self.n_events > n_events:
+            self.n_events = n_events
+            banks: list[BankBuffer] = [(name, tid, np.asarray(data)[:n_events]) for name, tid, data in self.banks]
+            self.banks = banks if n_events else []
+            if self.serial_numbers is not None:
+                self.serial_numbers = self.serial_numbers[:n_events]
+        return self.n_events
 
 
 class Host(Protocol):

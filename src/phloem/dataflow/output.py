@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from phloem.formats.midas.events import message_event
-from phloem.model.event import Equipment, MessageType
+from phloem.model.event import EQ_SLOW, Equipment, MessageType
 from phloem.protocol.control import Stream
 from phloem.protocol.data import FrameKind, encode_json, join_sections
 from phloem.transport.shm import BankBuffer, Sender
@@ -49,6 +49,7 @@ class Output:
             flush_s=flush_s,
         )
         self.missed = 0
+        self._skipped = (0, 0)
         self._blocked_before_s = 0.0
         self._clock_s = 0
         self._clock_read = 0.0
@@ -58,9 +59,16 @@ class Output:
         asked = (stream.ring, stream.source, stream.buffer, stream.capacity_bytes, tuple(stream.readers))
         return self.sender.settings == asked
 
+    @property
+    def left(self) -> int | None:
+        """How many events it may still send in this run (Event limit); None for any number."""
+        limit = 0 if self.equipment.type & EQ_SLOW else int(self.equipment.event_limit)
+        return max(0, limit - self.sender.writer.total_events) if limit > 0 else None
+
     def begin(self, run: int, who: dict[str, Any]) -> None:
         """BEGIN_OF_RUN: from here on what is sent belongs to ``run``."""
         self.missed = 0
+        self._skipped = (0, 0)
         self._blocked_before_s = self.sender.blocked_s
         self.sender.writer.begin_run(run)
         meta = join_sections([encode_json({**who, "equipment": msgspec.to_builtins(self.equipment)})])
@@ -85,7 +93,13 @@ class Output:
     @property
     def next_serial(self) -> int:
         """The serial number that the next event gets."""
-        return self.sender.writer.next_serial
+        at, skipped = self._skipped
+        following = self.sender.writer.next_serial
+        return (following + skipped) & 0xFFFFFFFF if following == at else following
+
+    def skip_serials(self, count: int) -> None:
+        """The last event counts for ``count`` more than one: `next_serial` is so much higher."""
+        self._skipped = self.sender.writer.next_serial, count
 
     def send_event(
         self, banks: list[BankBuffer], serial_number: int | None = None, time_stamp: int | None = None

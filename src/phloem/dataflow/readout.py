@@ -16,11 +16,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from phloem.dataflow.component import Component, Place, Result, user_error
-from phloem.dataflow.frontend import BatchDraft, EventDraft, Frontend
+from phloem.dataflow.frontend import BatchDraft, EventDraft, Frontend, SupereventDraft
 from phloem.dataflow.output import Output
+from phloem.dataflow.schedule import Schedule, Superevent, has_no_effect, is_clocked, is_polled
+from phloem.dataflow.variables import Copies
 from phloem.model.errors import PhloemError, SettingsError, TransitionError
-from phloem.model.event import EQ_PERIODIC, RO_RUNNING, Equipment
-from phloem.protocol.control import ComponentStatus, Stream, TransitionRequest
+from phloem.model.event import Equipment, ReadOn
+from phloem.protocol.control import ComponentStatus, Registered, Stream, TransitionRequest
 from phloem.protocol.state import State
 
 __all__ = ["Readout", "client_name"]
@@ -64,8 +66,12 @@ class Readout(Component):
         self._first_settings = {**self.frontend.default_settings, **(settings or {})}
         self.frontend.settings.update(self._first_settings)
         self._file = file
+        self._current = self._equipment  # as the ODB has it
         self._outputs: dict[str, Output] = {}
-        self._next_period_s: dict[str, float] = {}
+        self._schedule = Schedule(self._equipment)
+        self._superevents: dict[str, tuple[Superevent, SupereventDraft]] = {}
+        self._copies = Copies(lambda copy: self._link.offer(copy.equipment, copy), self._warn)
+        self._complaints: dict[str, str] = {}
         self._busy_told = False
         self._ending_since_s: float | None = None
         self._read_batch: Callable[..., None] | None = getattr(self.frontend, "read_batch", None)
@@ -76,12 +82,19 @@ class Readout(Component):
 
     def started(self) -> None:
         self._take_settings()
-        for equipment in self._equipment:
-            for field in ("event_limit", "num_subevents", "log_history"):
-                if getattr(equipment, field):
-                    name = field.replace("_", " ").capitalize()
-                    self.message(f"{equipment.name}/Common/{name} has no effect here", "warning")
+        for equipment in self._current:
+            for what in has_no_effect(equipment, self._reads_batches(equipment)):
+                self.message(f"/Equipment/{equipment.name}/Common has a value without effect: {what}", "warning")
         self._hook("init")
+        self._schedule.restart(time.monotonic())
+
+    def _take_registered(self, registered: Registered) -> None:
+        super()._take_registered(registered)
+        if registered.equipment:
+            self._current = registered.equipment
+        if self.state == State.STOP:
+            self._schedule = Schedule(self._current)
+            self._schedule.restart(time.monotonic())
 
     # ------------------------------------------------------------------ transitions
 
@@ -91,6 +104,9 @@ class Readout(Component):
             output.sender.writer.flush()
         streams = {stream.source: stream for stream in request.plan.outputs}
         self._outputs = {name: self._open(stream) for name, stream in streams.items()}
+        self._schedule = Schedule(output.equipment for output in self._outputs.values())
+        self._superevents.clear()
+        self._complaints.clear()
         self.frontend.run = request.run
         self.frontend.ended_at_s = None
         self.state = State.READY
@@ -116,8 +132,9 @@ class Readout(Component):
     def begin(self, request: TransitionRequest) -> Result | None:
         self.frontend.begun_at_s = request.time_s
         self._hook("begin_of_run", request.run.number)
-        now_s = time.monotonic()
-        self._next_period_s = dict.fromkeys(self._outputs, now_s)
+        for output in self._read_at(ReadOn.BOR):
+            self._read(output, "at begin of run")
+        self._schedule.restart(time.monotonic())
         return {}
 
     def end(self, request: TransitionRequest) -> Result | None:
@@ -128,17 +145,32 @@ class Readout(Component):
                 self._drain()
         except PhloemError as error:  # whatever user code does: the border is sent, or the others would wait for it
             self._report(error)
+        self._read_last()
         sent = {name: output.end() for name, output in self._outputs.items()}
         self._tell_busy(0.0)
+        self._schedule = Schedule(self._current)
         self.frontend.run = None
         return {"sent": sent}
 
     def _drain(self) -> None:
         """Read what the hardware still holds: the last event of a run must not be lost (MIDAS elog 489)."""
         until_s = time.monotonic() + self.frontend.drain_s
-        for output in self._polled():
-            while time.monotonic() < until_s and self._polls():
-                self._read(output)
+        polled = self._polled()
+        while polled and time.monotonic() < until_s and self._polls():
+            polled = [output for output in polled if self._read_trigger(output)]
+
+    def _read_last(self) -> None:
+        """What is behind the triggers' events: open super-events, and equipment that is read at the end of a run."""
+        for name in list(self._superevents):
+            self._send_superevent(self._outputs[name])
+        for output in self._read_at(ReadOn.EOR) if self.state == State.RUN else []:
+            try:
+                self._read(output, "at end of run")
+            except PhloemError as error:
+                self._report(error)
+
+    def _read_at(self, when: ReadOn) -> list[Output]:
+        return [o for o in self._outputs.values() if o.equipment.read_on & when and o.left != 0]
 
     # ------------------------------------------------------------------ the loop
 
@@ -146,35 +178,38 @@ class Readout(Component):
         self.still_waiting()
         self._guarded(self.frontend.loop)
         if self.state != State.RUN:
-            self.bell.pause(0.1, lambda: self.asked)
+            self._look_at_clocked()
+            self._sleep(max(0.001, self._schedule.until_next_s(self.state, time.monotonic())))
             return
         try:
-            self._read_periodic()
+            self._read_clocked()
             polled = self._polled()
             if polled:
                 self._poll_for(polled)
             else:
-                self._sleep(self._until_next_period())
+                self._sleep(self._schedule.until_next_s(State.RUN, time.monotonic()))
         except PhloemError as error:
             self._readout_failed(error)
 
     def _poll_for(self, polled: list[Output]) -> None:
         until_s = time.monotonic() + SLICE_S
-        if len(polled) == 1 and self._read_batch is None:
+        if len(polled) == 1 and self._is_plain(polled[0].equipment):
+            if self._copies.due(polled[0].equipment, time.monotonic()) and self._polls():
+                self._read(polled[0])  # which copies it
             self._poll_events(polled[0], until_s)
             return
-        while not self.asked:
+        while polled and not self.asked:
             if not self._polls():
+                self._send_old_superevents()
                 self._sleep(self.frontend.poll_interval_s)
                 return
-            for output in polled:
-                self._read(output)
+            polled = [output for output in polled if self._read_trigger(output)]
             if time.monotonic() > until_s:
-                self._tell_busy(max(output.sender.fill for output in polled))
+                self._tell_busy(max((output.sender.fill for output in polled), default=0.0))
                 return
 
     def _poll_events(self, output: Output, until_s: float) -> None:
-        """The same for one equipment read event by event, as most are: nothing is looked up twice."""
+        """The same for one equipment read event by event without a limit, as most are: nothing is looked up twice."""
         poll, read = self.frontend.poll, getattr(self.frontend, output.equipment.readout)
         name, send, clock = output.equipment.name, output.send_event, time.monotonic
         what, reading = "poll()", f"{output.equipment.readout}()"
@@ -200,7 +235,16 @@ class Readout(Component):
         self._sleep(0.0 if self.asked else self.frontend.poll_interval_s)
 
     def _polled(self) -> list[Output]:
-        return [o for o in self._outputs.values() if not o.equipment.type & EQ_PERIODIC]
+        return [o for o in self._outputs.values() if is_polled(o.equipment) and o.left != 0]
+
+    def _is_plain(self, equipment: Equipment) -> bool:
+        """Read event by event, each event for itself, and as many as come."""
+        counted = equipment.event_limit > 0 or equipment.num_subevents
+        return not counted and not self._reads_batches(equipment)
+
+    def _reads_batches(self, equipment: Equipment) -> bool:
+        """Equipment with a readout method of its own is read by it even if the class has `read_batch`."""
+        return self._read_batch is not None and equipment.readout == "read" and not is_clocked(equipment)
 
     def _polls(self) -> bool:
         try:
@@ -210,38 +254,96 @@ class Readout(Component):
         except Exception as error:
             raise user_error("poll()", error) from error
 
-    def _read(self, output: Output) -> None:
-        draft, method = self._draft(output.equipment)
+    def _read(self, output: Output, when: str = "") -> None:
+        """Read once, send, and copy to the ODB if it is time. ``when``: for an error's text."""
+        draft = self._filled(output.equipment, when)
+        self._send_to(output, draft)
+        self._copy(output.equipment, draft)
+
+    def _filled(self, equipment: Equipment, when: str = "") -> EventDraft | BatchDraft:
+        batches = self._reads_batches(equipment)
+        draft = BatchDraft(equipment.name) if batches else EventDraft(equipment.name)
+        self._fill(equipment, draft, "read_batch" if batches else equipment.readout, when)
+        return draft
+
+    def _fill(self, equipment: Equipment, draft: EventDraft | BatchDraft, method: str, when: str = "") -> None:
         try:
-            method(draft)
+            getattr(self.frontend, method)(draft)
         except PhloemError:
             raise
         except Exception as error:
-            raise user_error(f"{method.__name__}()", error) from error
-        if draft.banks:
-            self._send_to(output, draft)
-        elif isinstance(draft, EventDraft) and draft.raw:
-            output.sender.send_raw(draft.raw)
+            where = f" of {equipment.name} {when}" if when else ""
+            raise user_error(f"{method}(){where}", error) from error
 
-    def _draft(self, equipment: Equipment) -> tuple[EventDraft | BatchDraft, Callable[..., None]]:
-        """What the user's method fills, and the method."""
-        if self._read_batch is not None and not equipment.type & EQ_PERIODIC:
-            return BatchDraft(equipment.name), self._read_batch
-        method: Callable[..., None] = getattr(self.frontend, equipment.readout)
-        return EventDraft(equipment.name), method
-
-    def _read_periodic(self) -> None:
+    def _copy(self, equipment: Equipment, draft: EventDraft | BatchDraft) -> None:
         now_s = time.monotonic()
-        for name, output in self._outputs.items():
-            if not output.equipment.type & EQ_PERIODIC or not output.equipment.read_on & RO_RUNNING:
-                continue
-            if now_s >= self._next_period_s[name]:
-                period_s = max(output.equipment.period, 1) / 1e3
-                self._next_period_s[name] = max(self._next_period_s[name] + period_s, now_s)
+        if self._copies.due(equipment, now_s):
+            self._copies.take(equipment, draft, now_s)
+
+    def _read_clocked(self) -> None:
+        for due in self._schedule.due(State.RUN, time.monotonic()):
+            output = self._outputs[due.equipment.name]
+            if not due.sent:
+                self._copy(due.equipment, self._filled(due.equipment))
+            elif output.left != 0:
                 self._read(output)
 
-    def _until_next_period(self) -> float:
-        return max(0.0, min(self._next_period_s.values(), default=0.1) - time.monotonic())
+    def _look_at_clocked(self) -> None:
+        """Outside of RUN nothing is sent, and hardware that fails is asked again: it is no reason to end."""
+        for due in self._schedule.due(self.state, time.monotonic()):
+            try:
+                self._copy(due.equipment, self._filled(due.equipment))
+                self._complaints.pop(due.equipment.name, None)
+            except PhloemError as error:
+                if self._complaints.get(due.equipment.name) != str(error):  # once, not every Period
+                    self._complaints[due.equipment.name] = str(error)
+                    self._report(error)
+
+    # ------------------------------------------------------------------ super-events
+
+    def _read_trigger(self, output: Output) -> bool:
+        """Read what `poll` announced; whether the equipment may be read again in this run."""
+        if output.equipment.num_subevents and not self._reads_batches(output.equipment):
+            self._add_trigger(output)
+        else:
+            self._read(output)
+        return output.left != 0
+
+    def _add_trigger(self, output: Output) -> None:
+        equipment = output.equipment
+        if equipment.name not in self._superevents:
+            counter = Superevent(equipment.num_subevents, equipment.period / 1e3)
+            self._superevents[equipment.name] = counter, SupereventDraft(equipment.name)
+        counter, draft = self._superevents[equipment.name]
+        banks = len(draft.banks)
+        draft.subevent = counter.triggers
+        try:
+            self._fill(equipment, draft, equipment.readout)
+        except PhloemError:
+            del draft.banks[banks:]  # the triggers before this one were read well
+            raise
+        now_s = time.monotonic()
+        if len(draft.banks) > banks:
+            counter.add(now_s)
+        if counter.whole(now_s):
+            self._send_superevent(output)
+
+    def _send_old_superevents(self) -> None:
+        now_s = time.monotonic()
+        for name, (counter, _) in list(self._superevents.items()):
+            if counter.whole(now_s):
+                self._send_superevent(self._outputs[name])
+
+    def _send_superevent(self, output: Output) -> None:
+        """It has the number of its first trigger, and the next one that of the trigger behind it, as in mfe."""
+        counter, draft = self._superevents.pop(output.equipment.name)
+        if counter.triggers == 0:
+            return
+        self._send_to(output, draft)
+        output.skip_serials(counter.triggers - 1)
+        self._copy(output.equipment, draft)
+
+    # ------------------------------------------------------------------ time and errors
 
     def _sleep(self, timeout_s: float) -> None:
         if timeout_s > 0:
@@ -267,11 +369,23 @@ class Readout(Component):
         """Send outside of `read`, in READY or RUN."""
         if self.state == State.STOP or not self._outputs:
             raise TransitionError(f"{self.name} cannot send: no run is prepared")
+        output = self._output_of(draft)
+        if output.left == 0:
+            raise TransitionError(
+                f"{output.equipment.name} has its {output.equipment.event_limit:g} events of this run"
+            )
+        self._send_to(output, draft)
+
+    def full(self, draft: EventDraft | BatchDraft) -> bool:
+        """Whether the equipment has all its events in this run (Event limit)."""
+        return self.state != State.STOP and bool(self._outputs) and self._output_of(draft).left == 0
+
+    def _output_of(self, draft: EventDraft | BatchDraft) -> Output:
         name = draft.equipment or next(iter(self._outputs))
         output = self._outputs.get(name)
         if output is None:
             raise SettingsError(f"{self.name} has no equipment {name!r} in this run; it has {list(self._outputs)}")
-        self._send_to(output, draft)
+        return output
 
     def wait(self, timeout_s: float) -> None:
         """Sleep, but not through what run control asks."""
@@ -285,8 +399,24 @@ class Readout(Component):
                 return
 
     def _send_to(self, output: Output, draft: EventDraft | BatchDraft) -> None:
+        """Send an event or a batch, cut to what the Event limit leaves; with the last event the run's end is asked."""
+        left = output.left
+        if left is not None:
+            draft.cut(left)
+        self._send_whole(output, draft)
+        if left and output.left == 0:
+            self.ask_end(f"{output.equipment.name} has its {output.equipment.event_limit:g} events")
+
+    def _send_whole(self, output: Output, draft: EventDraft | BatchDraft) -> None:
         if isinstance(draft, EventDraft):
-            output.send_event(draft.banks, draft.serial_number, draft.time_stamp)
+            if draft.raw:
+                output.sender.send_raw(draft.raw)
+            elif draft.banks:
+                counted = draft.serial_number is None and output.equipment.num_subevents
+                serial = output.next_serial if counted else draft.serial_number
+                output.send_event(draft.banks, serial, draft.time_stamp)
+            return
+        if not draft.banks:
             return
         serials = draft.serial_numbers
         if serials is not None:
@@ -298,6 +428,9 @@ class Readout(Component):
     def changed(self, equipment: str, key: str, value: Any) -> None:
         self.frontend.settings[key] = value
         self.frontend.settings_changed(key, value)
+
+    def _warn(self, text: str) -> None:
+        self.message(text, "warning")
 
     def _take_settings(self) -> None:
         for equipment in self._equipment:

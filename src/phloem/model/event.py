@@ -24,8 +24,11 @@ __all__ = [
     "EQ_POLLED",
     "EQ_SLOW",
     "EQ_USER",
+    "RO_BOR",
+    "RO_EOR",
     "RO_ODB",
     "RO_RUNNING",
+    "RO_STOPPED",
     "SUPPORTED_TYPES",
     "TID",
     "TRIGGER_ALL",
@@ -195,7 +198,7 @@ EQ_FRAGMENTED = EquipmentType.FRAGMENTED
 EQ_EB = EquipmentType.EB
 EQ_USER = EquipmentType.USER
 
-SUPPORTED_TYPES = EQ_POLLED | EQ_PERIODIC | EQ_EB
+SUPPORTED_TYPES = EQ_POLLED | EQ_MULTITHREAD | EQ_PERIODIC | EQ_SLOW | EQ_FRAGMENTED | EQ_EB
 
 
 class ReadOn(IntFlag):
@@ -212,6 +215,9 @@ class ReadOn(IntFlag):
 
 
 RO_RUNNING = ReadOn.RUNNING
+RO_STOPPED = ReadOn.STOPPED
+RO_BOR = ReadOn.BOR
+RO_EOR = ReadOn.EOR
 RO_ODB = ReadOn.ODB
 TRIGGER_ALL = 0xFFFF
 
@@ -250,8 +256,9 @@ class Equipment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``name`` and ``buffer`` may hold a format such as ``%02d``, which the frontend's index fills.
     ``type``: `EquipmentType` bits. ``source``: MIDAS' crate and station word (not used here).
-    ``period``: ms; the poll's time slice for POLLED, the interval for PERIODIC.
-    ``event_limit``: events after which the run ends, 0 for none. ``readout``: the frontend's method that reads it.
+    ``period``: ms; the interval for PERIODIC and SLOW, for POLLED how long a super-event may take.
+    ``event_limit``: events after which the run ends, 0 for none. ``num_subevents``: triggers in a super-event, 0 for
+    none. ``readout``: the frontend's method that reads it.
     """
 
     name: str
@@ -284,10 +291,10 @@ class Equipment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             names = ", ".join(f"EQ_{flag.name}" for flag in EquipmentType if flag & unsupported)
             raise SettingsError(
                 f"equipment {self.name!r} has type {names or hex(unsupported)}, which is not supported; "
-                "use EQ_POLLED or EQ_PERIODIC, with EQ_EB for the event builder"
+                "use EQ_POLLED, EQ_PERIODIC or EQ_SLOW, with EQ_EB for the event builder"
             )
-        if not kind & (EQ_POLLED | EQ_PERIODIC):
-            raise SettingsError(f"equipment {self.name!r} has type {self.type}: say EQ_POLLED or EQ_PERIODIC")
+        if not kind & (EQ_POLLED | EQ_MULTITHREAD | EQ_PERIODIC | EQ_SLOW):
+            raise SettingsError(f"equipment {self.name!r} has type {self.type}: say EQ_POLLED, EQ_PERIODIC or EQ_SLOW")
         if not self.name or "/" in self.name or len(self.name) > 31:
             raise SettingsError(f"equipment name {self.name!r} must have 1 to 31 characters and no '/'")
         if not self.buffer or "/" in self.buffer or len(self.buffer) > 31:
