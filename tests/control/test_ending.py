@@ -63,7 +63,7 @@ def test_a_component_ends_its_run_and_the_document_says_why(hall: Hall) -> None:
     assert row["status"] == "complete"
     assert row["result"]["reason"] == "ebfe01: Trigger01 has its 1000 events"
     assert [text for text in texts(hall) if " ends: " in text] == ["Run 1 ends: ebfe01: Trigger01 has its 1000 events"]
-    assert [name for name, asked, _ in hall.log if asked == "END"] [-2:] == ["mevb", "logger"]
+    assert [name for name, asked, _ in hall.log if asked == "END"][-2:] == ["mevb", "logger"]
 
 
 def test_a_wish_that_comes_too_late_or_for_another_run_has_no_effect(hall: Hall) -> None:
