@@ -68,6 +68,14 @@ class Super(Frontend):
         event.bank("WAVE", np.array([event.subevent, self.reads], "u2"))
         self.reads += 1
 
+class SuperFragments(Super):
+    name = "fragments"
+    equipment = [Equipment("Super%02d", buffer="BUF%02d", type=EQ_POLLED | EQ_EB, num_subevents=4, period=60_000)]
+
+    def read(self, event):
+        event.bank(f"WA{self.index:02d}", np.array([event.subevent, self.reads], "u2"))
+        self.reads += 1
+
 class Slowly(Super):
     name = "slowly"
     equipment = [Equipment("Super", type=EQ_POLLED, num_subevents=4, period=20)]
@@ -120,6 +128,19 @@ class NoPedestalAtEnd(Scalers):
         if self.ended:
             raise OSError(5, "bus error")
         super().pedestal(event)
+
+class Sender(Frontend):
+    name = "sender"
+    equipment = [Equipment("Sent", type=EQ_POLLED, event_limit=5)]
+    refused = ""
+
+    def prepare(self, run_number):
+        self.send({"DATA": np.array([1, 2], "i2")})
+        self.send_batch({"DATA": np.array([[3, 4], [5, 6]], "i2")})
+
+    def begin_of_run(self, run_number):
+        self.send_batch({"DATA": np.array([[7, 8]] * 10, "i2")})
+        self.send({"DATA": np.array([0, 0], "i2")})
 
 class Slow(Frontend):
     name = "slow"
@@ -239,6 +260,19 @@ def test_the_limit_of_one_equipment_does_not_stop_the_reading_of_another_before_
     assert [banks_of(e)[0].name for e in events].count("LEFT") == 30
 
 
+def test_what_is_sent_without_being_asked_counts_too_and_more_than_the_limit_is_refused_by_name(lab: Lab) -> None:
+    with running(lab, "Sender") as live:
+        live.operator.prepare_run().result(DEADLINE_S)
+        until(lambda: "DATA" in variables(live, "Sent"), "a copy of what was sent in READY")
+        assert variables(live, "Sent") == {"DATA": [1, 2]}
+        with pytest.raises(TransitionError, match="Sent has its 5 events of this run"):
+            live.operator.begin_run().result(DEADLINE_S)
+        [run] = live.operator.runs(50).result(DEADLINE_S)
+        assert (run["status"], run["result"]["balanced"]) == ("failed", True)
+    values = [banks_of(event)[0].values for event in run_of(run["files"][0]).events]
+    assert values == [(1, 2), (3, 4), (5, 6), (7, 8), (7, 8)]
+
+
 def test_a_run_ends_when_its_duration_is_over(lab: Lab) -> None:
     with running(lab, "Scalers") as live:
         live.set("/Logger/Run duration", 0.5)
@@ -274,6 +308,21 @@ def test_several_triggers_are_one_event_and_the_last_one_is_sent_at_the_end(lab:
         [(0, 8), (1, 9)],
     ]
     assert run.serials == [0, 4, 8], "the number of its first trigger"
+
+
+def test_superevents_of_two_sources_are_joined_by_their_first_triggers(lab: Lab) -> None:
+    with running(lab, "SuperFragments", "SuperFragments", builder=True) as live:
+        live.start()
+        live.until_events("EB", 2)
+        document = live.stop()
+    assert {name: part["built"] for name, part in document["account"]["sources"].items()} == {
+        "Super01": 3,
+        "Super02": 3,
+    }
+    run = run_of(document["files"][0])
+    assert run.serials == [0, 4, 8]
+    names = [[bank.name for bank in banks_of(event)] for event in run.events]
+    assert names == [["WA01"] * n + ["WA02"] * n for n in (4, 4, 2)]
 
 
 def test_a_superevent_does_not_wait_longer_than_the_period(lab: Lab) -> None:

@@ -375,6 +375,7 @@ class Readout(Component):
                 f"{output.equipment.name} has its {output.equipment.event_limit:g} events of this run"
             )
         self._send_to(output, draft)
+        self._copy(output.equipment, draft)
 
     def full(self, draft: EventDraft | BatchDraft) -> bool:
         """Whether the equipment has all its events in this run (Event limit)."""
