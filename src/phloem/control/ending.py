@@ -11,7 +11,6 @@ from collections.abc import Callable
 from phloem.control.messages import Messages
 from phloem.control.odb import Odb
 from phloem.control.transitions import Transitions
-from phloem.model.errors import PhloemError
 from phloem.model.event import TID
 from phloem.protocol.state import State, Transition
 
@@ -19,6 +18,7 @@ __all__ = ["RUN_DURATION", "Ending", "Wish"]
 
 RUN_DURATION = "/Logger/Run duration"
 _ORIGIN = "run control"
+_AGAIN_S = 5.0
 
 
 class Wish:
@@ -58,7 +58,7 @@ class Wish:
 
 
 class Ending:
-    """Looks several times a second whether the run has to end, and `end`s it. ``start``: runs a coroutine as a task."""
+    """Is asked several times a second whether the run is `due` to end, and `end`s it."""
 
     def __init__(self, odb: Odb, messages: Messages, transitions: Transitions) -> None:
         self._odb = odb
@@ -66,6 +66,7 @@ class Ending:
         self._transitions = transitions
         self._wish = Wish()
         self._under_way = False
+        self._not_before_s = 0.0
         odb.create(RUN_DURATION, TID.FLOAT64, 0.0)
 
     def ask(self, run: int, who: str, reason: str) -> None:
@@ -83,7 +84,7 @@ class Ending:
         if state is State.RUN and not self._wish.knows_begin_of(number):
             ago_s = max(0.0, time.time() - run.begun_s) if run.begun_s else 0.0  # a restart knows no monotonic time
             self._wish.began(number, now_s - ago_s)
-        if self._under_way or self._transitions.under_way is not None:
+        if self._under_way or self._transitions.under_way is not None or now_s < self._not_before_s:
             return ""
         return self._wish.reason(number, float(self._odb.value(RUN_DURATION, 0.0)), now_s)
 
@@ -96,7 +97,8 @@ class Ending:
         try:
             self._messages.add("info", _ORIGIN, f"Run {run.info.number} ends: {reason}")
             await self._transitions.end(Transition.END, lambda name, what: None, reason)
-        except PhloemError as error:  # an operator was faster
-            self._messages.add("warning", _ORIGIN, f"Run {run.info.number} was not ended: {error}")
+        except Exception as error:  # noqa: BLE001 - an operator was faster, or the disk is full: nobody else would say so
+            self._not_before_s = time.monotonic() + _AGAIN_S
+            self._messages.add("error", _ORIGIN, f"Run {run.info.number} was not ended: {error}")
         finally:
             self._under_way = False

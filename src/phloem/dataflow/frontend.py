@@ -152,7 +152,7 @@ class Frontend:
     reads out; formats in names and buffers get the index. ``default_settings``: first values of
     ``/Equipment/<name>/Settings``; the present ones are in `settings`. ``poll_interval_s``: how long to sleep when
     `poll` said no. ``drain_s``: for how long at the end of a run the hardware is still read while `poll` says yes.
-    A class that has ``read_batch`` is asked for batches instead of events.
+    A class that has ``read_batch`` is asked for batches where equipment is read by ``read``.
     """
 
     name: str = "frontend"

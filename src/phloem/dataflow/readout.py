@@ -9,6 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from traceback import FrameSummary, extract_tb
 from typing import Any, ClassVar
@@ -161,11 +162,12 @@ class Readout(Component):
 
     def _read_last(self) -> None:
         """What is behind the triggers' events: open super-events, and equipment that is read at the end of a run."""
-        for name in list(self._superevents):
-            self._send_superevent(self._outputs[name])
-        for output in self._read_at(ReadOn.EOR) if self.state == State.RUN else []:
+        sends = [partial(self._send_superevent, self._outputs[name]) for name in self._superevents]
+        if self.state == State.RUN:
+            sends += [partial(self._read, output, "at end of run") for output in self._read_at(ReadOn.EOR)]
+        for send in sends:
             try:
-                self._read(output, "at end of run")
+                send()
             except PhloemError as error:
                 self._report(error)
 
@@ -322,6 +324,10 @@ class Readout(Component):
         except PhloemError:
             del draft.banks[banks:]  # the triggers before this one were read well
             raise
+        if draft.raw:  # whole events go out as they are
+            whole = EventDraft(equipment.name)
+            whole.raw, draft.raw = draft.raw, b""
+            self._send_to(output, whole)
         now_s = time.monotonic()
         if len(draft.banks) > banks:
             counter.add(now_s)
