@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from phloem.dataflow.builder import FATES
+from phloem.dataflow.building import FATES
 from phloem.formats.midas.events import decode_header, has_banks, run_event
 from phloem.formats.midas.file import read_raw
 from phloem.formats.midas.writer import RunWriter

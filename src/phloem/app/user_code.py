@@ -1,4 +1,4 @@
-"""Loads a class from a module or a file: ``package.module:Class`` or ``path/file.py:Class``."""
+"""Loads user code, from a module or a file: ``package.module:Class`` or ``path/file.py:Class``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from phloem.model.errors import UserCodeError
 
-__all__ = ["load_class"]
+__all__ = ["load_class", "load_module"]
 
 T = TypeVar("T")
 
@@ -39,6 +39,11 @@ def load_class(code: str, base: type[T], folder: Path) -> tuple[type[T], str]:
             f"{where} must have one {base.__name__} class, or say which ({where}:Class); it has: {have}"
         )
     return classes[0], file
+
+
+def load_module(code: str, folder: Path) -> ModuleType:
+    """The module that ``code`` names, ``package.module`` or ``path/file.py``; a file is read anew each time."""
+    return _from_file(folder / code) if code.endswith(".py") else _from_module(code, folder)
 
 
 def _classes(module: ModuleType, base: type[T]) -> list[type[T]]:

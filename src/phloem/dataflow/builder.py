@@ -1,8 +1,8 @@
 """The event builder: judges each source's fragments, joins those of one serial number, writes what timing decided.
 
 Matching is the kernel's (`phloem.kernel.Builder`; its meaning in plain Python in ``kernel/reference/``); this is
-the shell around it: frames in, frames out, what silence and space force, and the account. Input is freed only
-after the output frame that holds the checkpoint of it is committed.
+the shell around it: transitions, frames in, what silence and space force, and the account. Frames go out in
+``builder_output.py``.
 """
 
 from __future__ import annotations
@@ -10,65 +10,47 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Callable
+from traceback import format_exception
+from types import ModuleType
 from typing import Any, ClassVar
 
 import msgspec
 
+from phloem.dataflow.builder_input import BuilderInput
+from phloem.dataflow.builder_output import BuilderOutput
+from phloem.dataflow.building import (
+    FATES,
+    BuilderSettings,
+    make_builder,
+    parse_settings,
+    shift_text,
+    source_settings,
+)
 from phloem.dataflow.component import IDLE_S, Component, Place, Result
+from phloem.dataflow.eb_user import UserCode
 from phloem.dataflow.output import BEGINNING, ENDING, border_text
 from phloem.formats.midas.events import decode_event
-from phloem.kernel import Builder, Cause, Frame, FrameKind, Policy, Stop
-from phloem.model.errors import FormatError, SettingsError, TransportError
+from phloem.kernel import Builder, Cause, Frame, FrameKind, Stop
+from phloem.model.errors import FormatError, PhloemError, ProtocolError, SettingsError, TransportError, UserCodeError
 from phloem.model.event import Equipment
 from phloem.protocol.control import ComponentStatus, Stream, TransitionRequest
-from phloem.protocol.data import Section, encode_json, encode_marks, join_sections
-from phloem.transport.shm import Doorbell, Receiver, Sender
+from phloem.protocol.data import decode_json, encode_json, join_sections
+from phloem.transport.shm import Sender
 
-__all__ = ["FATES", "BuilderSettings", "EventBuilder"]
+__all__ = ["EventBuilder"]
 
-FATES = ("received", "built", "incomplete", "late", "duplicate", "discarded", "quarantined")
-LOOK_S = 0.1  # what one look at an empty ring counts towards silence, at most (datapath, section 3)
+LOOK_AGAIN_S = 0.2  # how often the counters for the status are gathered
 FRAME_ROOM_BYTES = 192 << 10  # of half a ring, for all but the event: reserve for borders, header, checkpoint
-FRAMES_AHEAD = 8  # taken from a source before the others have come as far
-
-
-_ODB_KEYS = {
-    "timeout_ms": "Timeout ms",
-    "reorder": "Reorder",
-    "duplicate_window": "Duplicate window",
-    "on_incomplete": "On incomplete",
-    "user_field": "User Field",
-}
-
-
-class BuilderSettings(msgspec.Struct, rename=_ODB_KEYS):
-    """`/Equipment/<EB>/Settings`. Times in ms, as the keys say."""
-
-    timeout_ms: int = 10_000
-    reorder: int = 0
-    duplicate_window: int = 4096
-    on_incomplete: str = "build"
-    user_field: str = "100"
-
-
-class _Source:
-    """One source as the builder sees it."""
-
-    def __init__(self, number: int, stream: Stream, client: str, bell: Doorbell) -> None:
-        self.number = number
-        self.name = stream.source
-        self.receiver = Receiver(stream.ring, client, bell)
-        self.border: Frame | None = None  # a frame that waits until all before it has been read
-        self.begun = False
-        self.ended = False
-        self.silent_s = 0.0
-        self.freed = 0
-        self.sent: int | None = None
-        self.last_total = 0
+FRAMES_AHEAD = 8  # taken from a source before the kernel has read them
+END_NOTE = "fragments that still come are drained and counted as discarded"
 
 
 class EventBuilder(Component):
-    """``reads``: prefix of the buffers whose EQ_EB equipment it joins (``-b``). ``equipment``: what it sends as."""
+    """``reads``: prefix of the buffers whose EQ_EB equipment it joins (``-b``). ``equipment``: what it sends as.
+
+    ``load``: gives the module of a user file that the setting 'User code' names.
+    """
 
     kind: ClassVar[str] = "builder"
 
@@ -79,22 +61,28 @@ class EventBuilder(Component):
         reads: str,
         equipment: Equipment,
         settings: dict[str, Any] | None = None,
+        load: Callable[[str], ModuleType] | None = None,
     ) -> None:
         super().__init__(name, place)
         self._reads = reads
         self._equipment = equipment
         self._first_settings = {**msgspec.to_builtins(BuilderSettings()), **(settings or {})}
-        self._sources: list[_Source] = []
+        self._load = load
+        self._inputs: list[BuilderInput] = []
         self._kernel: Builder | None = None
-        self._out: Sender | None = None
-        self._out_ring = ""
-        self._timeout_s = 10.0
+        self._sender: Sender | None = None
+        self._out: BuilderOutput | None = None
+        self._user: UserCode | None = None
+        self._event_limit = 0.0
         self._finishing = False
         self._undone = False
         self._finished = True
         self._names_checked = False
         self._told_too_large = False
         self._blocked_before_s = 0.0
+        self._open: tuple[int, float] | None = None  # the oldest open event, and since when it is that
+        self._status = ComponentStatus()
+        self._status_due_s = 0.0
 
     def describe(self) -> tuple[tuple[Equipment, ...], str, dict[str, dict[str, Any]], str]:
         return (self._equipment,), self._reads, {self._equipment.name: self._first_settings}, ""
@@ -105,39 +93,50 @@ class EventBuilder(Component):
         plan = request.plan
         if not plan.inputs or not plan.outputs:
             raise SettingsError(f"builder {self.name} has no source in buffers that begin with {self._reads!r}")
-        settings = self._parse(plan.settings)
-        self._timeout_s = settings.timeout_ms / 1e3
-        output = plan.outputs[0]
-        self._sources = [_Source(i, s, self.name, self.bell) for i, s in enumerate(sorted(plan.inputs, key=_by_source))]
-        self._kernel = Builder(
-            [source.name for source in self._sources],
-            event_id=output.equipment.event_id,
-            trigger_mask=output.equipment.trigger_mask,
-            reorder=settings.reorder,
-            window=max(settings.duplicate_window, settings.reorder + 1),
-            on_incomplete=Policy[settings.on_incomplete.upper()],
-            max_event=output.capacity_bytes // 2 - FRAME_ROOM_BYTES,
+        where = f"/Equipment/{self._equipment.name}/Settings"
+        settings = parse_settings(plan.settings, where)
+        output, streams = plan.outputs[0], sorted(plan.inputs, key=lambda stream: stream.source)
+        own = source_settings(plan.settings, [stream.source for stream in streams], where)
+        self._kernel = kernel = make_builder(
+            settings,
+            own,
+            output.equipment.event_id,
+            output.equipment.trigger_mask,
+            max_event_bytes=output.capacity_bytes // 2 - FRAME_ROOM_BYTES,
         )
-        self._kernel.begin_run(request.run.number)
-        self._open_output(output)
+        kernel.begin_run(request.run.number)
+        self._inputs = [
+            BuilderInput(i, stream, self.name, self.bell, settings, own[stream.source])
+            for i, stream in enumerate(streams)
+        ]
+        self._user = self._load_user(settings, request.run.number, list(own))
+        sender = self._open_output(output)
+        self._out = BuilderOutput(sender, kernel, self._inputs, self._user, self._user_failed)
+        self._event_limit = output.equipment.event_limit
         self._finishing = self._finished = self._names_checked = self._told_too_large = False
+        self._open = None
         beginning = join_sections([encode_json(self._who(output))])
-        self._writer.send_frame(FrameKind.BEGIN_OF_RUN, border_text(self._equipment.name, BEGINNING), 1, beginning)
-        table = ", ".join(f"{s.name} ({s.receiver.path.rsplit('/', 1)[-1]})" for s in self._sources)
-        self.message(f"{self.name} builds run {request.run.number} from {table}")
+        sender.send_frame(FrameKind.BEGIN_OF_RUN, border_text(self._equipment.name, BEGINNING), 1, beginning)
+        if self._user is not None:
+            self._user.begin_of_run(settings.user_field, restarted=False)
+        self._tell_sources(request.run.number)
         return {}
 
-    def _parse(self, plain: dict[str, Any]) -> BuilderSettings:
-        try:
-            settings = msgspec.convert(plain, BuilderSettings, strict=False)
-        except msgspec.ValidationError as error:
-            raise SettingsError(f"/Equipment/{self._equipment.name}/Settings: {error}") from None
-        if settings.on_incomplete.upper() not in ("BUILD", "DISCARD"):
-            raise SettingsError(
-                f"/Equipment/{self._equipment.name}/Settings/On incomplete is {settings.on_incomplete!r}; "
-                f"use build or discard"
-            )
-        return settings
+    def _load_user(self, settings: BuilderSettings, run: int, names: list[str]) -> UserCode | None:
+        if not settings.user_code:
+            if settings.user_build:
+                raise SettingsError("User build is y, but User code names no file; the builder would send nothing")
+            return None
+        if self._load is None:
+            raise SettingsError(f"this builder has no way to load User code {settings.user_code!r}")
+        module = self._load(settings.user_code)
+        return UserCode(module, run, names, settings.user_build, settings.user_error.lower() == "skip")
+
+    def _tell_sources(self, run: int) -> None:
+        table = ", ".join(
+            f"{source.name} ({source.stream.buffer}{'' if source.required else ', optional'})" for source in self._inputs
+        )
+        self.message(f"{self.name} builds run {run} from {table}")
 
     def _who(self, output: Stream) -> dict[str, Any]:
         return {
@@ -145,17 +144,18 @@ class EventBuilder(Component):
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "equipment": msgspec.to_builtins(output.equipment),
-            "sources": [source.name for source in self._sources],
+            "sources": [source.name for source in self._inputs],
         }
 
-    def _open_output(self, output: Stream) -> None:
+    def _open_output(self, output: Stream) -> Sender:
         asked = (output.ring, output.source, output.buffer, output.capacity_bytes, tuple(output.readers))
-        if self._out is None or self._out.settings != asked:
-            self._out = None  # lets go of the ring's lock first
-            self._out = Sender(*asked, keep_waiting=self._keep_waiting)
-        self._blocked_before_s = self._out.blocked_s
+        if self._sender is None or self._sender.settings != asked:
+            self._out = self._sender = None  # lets go of the ring's lock first
+            self._sender = Sender(*asked, keep_waiting=self._keep_waiting)
+        self._blocked_before_s = self._sender.blocked_s
         assert self.run_info is not None
-        self._out.writer.begin_run(self.run_info.number)
+        self._sender.writer.begin_run(self.run_info.number)
+        return self._sender
 
     def end(self, request: TransitionRequest) -> Result | None:
         self._undone = request.why == "failed"
@@ -166,28 +166,32 @@ class EventBuilder(Component):
 
     def turn(self) -> None:
         self.still_waiting()
-        kernel = self._kernel
-        if kernel is None or self._finished:
+        kernel, out = self._kernel, self._out
+        if kernel is None or out is None or self._finished:
             self.bell.wait((), IDLE_S)
             return
-        for source in self._sources:
-            self._take_frames(kernel, source)
-        why = self._build(kernel)
+        for source in self._inputs:
+            self._take_frames(kernel, out, source)
+        why = out.build()
+        self._look_at(kernel, out, why)
         if why is None or why == Stop.ROOM:
             return
+        if why in (Stop.POLICY, Stop.SHIFTED):
+            self._stop_run(kernel, why)
+            return
         # The sources may all have ended before run control asks this one: there is nobody to answer until then.
-        if self._finishing and why == Stop.DONE and all(source.ended for source in self._sources):
-            self._finish(kernel)
+        if self._finishing and why == Stop.DONE and all(source.ended for source in self._inputs):
+            self._finish(kernel, out)
             return
         self._wait_for_input(kernel)
 
-    def _take_frames(self, kernel: Builder, source: _Source) -> None:
-        while kernel.frames_waiting(source.number) < FRAMES_AHEAD and not source.ended:
+    def _take_frames(self, kernel: Builder, out: BuilderOutput, source: BuilderInput) -> None:
+        while kernel.frames_unread(source.number) < FRAMES_AHEAD and not source.ended:
             if source.border is not None:
                 if not kernel.all_read(source.number):
                     return
                 frame, source.border = source.border, None
-                self._take_border(kernel, source, frame)
+                self._take_border(kernel, out, source, frame)
                 continue
             taken = source.receiver.next()
             if taken is None:
@@ -197,110 +201,172 @@ class EventBuilder(Component):
                 self._drop_foreign(kernel, source, taken)
             elif taken.kind == FrameKind.EVENTS:
                 source.begun = True
-                kernel.add_frame(source.number, taken)
+                self._add_frame(kernel, source, taken)
                 source.last_total = taken.total_events
             else:
                 source.border = taken
+                kernel.border_follows(source.number)
 
-    def _drop_foreign(self, kernel: Builder, source: _Source, frame: Frame) -> None:
+    def _add_frame(self, kernel: Builder, source: BuilderInput, frame: Frame) -> None:
+        if self._user is None or not self._user.gives_times:
+            kernel.add_frame(source.number, frame)
+            return
+        try:
+            times = self._user.times(source.name, bytes(frame.body), frame.n_events)
+        except UserCodeError as error:
+            self._user_failed(error)
+            times = None
+        kernel.add_frame(source.number, frame, times)
+
+    def _drop_foreign(self, kernel: Builder, source: BuilderInput, frame: Frame) -> None:
         """Of a run that is closed: it has its place in that run's account, as lost, and none in this one's."""
         if frame.kind == FrameKind.EVENTS and frame.n_events:
             self._warn(f"{source.name} has {frame.n_events} fragments of run {frame.run} in its ring; they are dropped")
         kernel.add_border(source.number, frame)
 
-    def _take_border(self, kernel: Builder, source: _Source, frame: Frame) -> None:
+    def _take_border(self, kernel: Builder, out: BuilderOutput, source: BuilderInput, frame: Frame) -> None:
         """A border or text: it goes into the file as it is, in its place among the source's events."""
         source.begun = True
         if frame.kind == FrameKind.END_OF_RUN:
             source.sent = frame.total_events
             source.ended = True
-        self._commit(kernel)
-        self._send_frame(FrameKind.INFO, bytes(frame.body), frame.n_events, kernel)
+        elif frame.kind == FrameKind.REJOIN:
+            self._take_rejoin(kernel, source, frame)
+        out.send(FrameKind.INFO, bytes(frame.body), frame.n_events)
         kernel.add_border(source.number, frame)
         if source.ended:
             kernel.end_source(source.number)
 
-    def _build(self, kernel: Builder) -> Stop | None:
-        out = self._writer
-        result = kernel.build_into(out.writer)
-        if result is None:
-            out.wait_space()
-            return None
-        why = Stop(result[0])
-        if kernel.events_too_large and not self._told_too_large:
-            self._tell_too_large(kernel)
-        if out.writer.open_events or self._has_freed(kernel):
-            self._commit(kernel)
-        return why
-
-    def _has_freed(self, kernel: Builder) -> bool:
-        return any(kernel.released(source.number) > source.freed for source in self._sources)
-
-    def _commit(self, kernel: Builder) -> None:
-        """Close the open frame with a checkpoint, and only then free what is decided in it."""
-        out = self._writer
-        if not out.writer.has_open:
-            if not self._has_freed(kernel):
+    def _take_rejoin(self, kernel: Builder, source: BuilderInput, frame: Frame) -> None:
+        """The source is back, or says that its counter starts again."""
+        try:
+            told = decode_json(frame.meta).get("restarted")
+            if told is None:
+                self.message(f"{source.name} is back in run {self._run_number}")
                 return
-            self._open_frame(kernel)
-        if not self._names_checked and out.writer.open_events:
-            self._check_names()
-        out.writer.close_with(self._meta(kernel))
-        self._free(kernel)
+            serial, event = int(told["serial_number"]), int(told["event"])
+        except (ProtocolError, KeyError, TypeError, ValueError) as error:
+            self._warn(f"{source.name} sent a REJOIN frame that cannot be read: {error!r}")
+            return
+        kernel.renumber(source.number, serial & 0xFFFFFFFF, event & 0xFFFFFFFF)
+        source.restart_told = False
+        self.message(f"{source.name} says that its counter starts again: {serial} is event {event} from here on")
 
-    def _open_frame(self, kernel: Builder) -> None:
-        """Have a frame open for a checkpoint, with what can be built now in it."""
-        while kernel.build_into(self._writer.writer) is None:
-            self._writer.wait_space()
+    # ------------------------------------------------------------------ what it sees
 
-    def _free(self, kernel: Builder) -> None:
-        for source in self._sources:
-            position = kernel.released(source.number)
-            if position > source.freed:
-                source.freed = position
-                source.receiver.release(position)
+    def _look_at(self, kernel: Builder, out: BuilderOutput, why: Stop | None) -> None:
+        """After each building: what people must be told, and what the status shows."""
+        if kernel.events_too_large and not self._told_too_large:
+            self._tell_too_large(kernel, out)
+        if not self._names_checked and kernel.events_built:
+            self._check_names(out)
+        for number, event, shift in kernel.take_reports():
+            source = self._inputs[number]
+            source.shifts_told += 1
+            if source.shifts_told <= SHIFTS_TOLD:
+                last = "; further changes of it are not told" if source.shifts_told == SHIFTS_TOLD else ""
+                self._warn(shift_text(source.name, event, shift) + last)
+        for source in self._inputs:
+            if not source.restart_told and kernel.restarted(source.number):
+                source.restart_told = True
+                self._tell_restarted(kernel, source)
+        if self._user is not None and self._user.first_error is not None:
+            self._tell_user_error(self._user.first_error, "the event is skipped; further ones are only counted")
+            self._user.first_error = None
+        if 0 < self._event_limit <= kernel.events_built:
+            self.ask_end(f"it has its {self._event_limit:.0f} events")
+        now_s = time.monotonic()
+        if now_s >= self._status_due_s or why == Stop.DONE:
+            self._status_due_s = now_s + LOOK_AGAIN_S
+            self._status = self._gather_status(kernel, out, now_s)
 
-    def _meta(self, kernel: Builder, *more: tuple[Section, bytes]) -> bytes:
-        generations = [source.receiver.generation for source in self._sources]
-        parts = [(Section.CHECKPOINT, kernel.checkpoint(generations)), *more]
-        marks = kernel.take_marks()
-        if marks:
-            parts.append(encode_marks(marks))
-        return join_sections(parts)
+    def _tell_restarted(self, kernel: Builder, source: BuilderInput) -> None:
+        self.message(
+            f"{source.name} numbers its fragments anew (now {kernel.last_serial(source.number)}) without having said so: "
+            f"nobody knows which belongs to which event. They are not built any more and are kept as late until the run "
+            f"ends; see 'Counters that restart' in docs/event-building.md",
+            "error",
+        )
 
-    def _send_frame(self, kind: FrameKind, body: bytes, n_events: int, kernel: Builder) -> None:
-        self._writer.send_frame(kind, body, n_events, self._meta(kernel))
+    def _tell_too_large(self, kernel: Builder, out: BuilderOutput) -> None:
+        self._told_too_large = True
+        _, _, buffer, capacity, _ = out.sender.settings
+        self.message(
+            f"a built event of {kernel.largest_refused} bytes is too large for buffer {buffer} of {capacity} bytes "
+            f"and is discarded; raise /Experiment/Buffer sizes/{buffer}",
+            "error",
+        )
+
+    def _check_names(self, out: BuilderOutput) -> None:
+        """Two fragments with the same bank name: readers that key banks by name see one of them only."""
+        self._names_checked = True
+        try:
+            event = decode_event(out.first_event)[0]
+        except FormatError:
+            return
+        names = [bank.name for bank in event.banks]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            self._warn(
+                f"bank {', '.join(twice)} is more than once in event {event.serial_number}: give each frontend its own "
+                f"bank names (say, with the index)"
+            )
+
+    def _warn(self, text: str) -> None:
+        self.message(text, "warning")
+
+    # ------------------------------------------------------------------ what ends a run
+
+    def _stop_run(self, kernel: Builder, why: Stop) -> None:
+        event = kernel.oldest_serial
+        if why == Stop.POLICY:
+            reason = f"event {event} is not complete, and On incomplete is stop"
+        else:
+            reason = f"times disagree at event {event}, and Time check is stop"
+        self._discard_rest(kernel, reason)
+
+    def _user_failed(self, error: UserCodeError) -> None:
+        self._tell_user_error(error, "the run is ended")
+        if self._kernel is not None:
+            self._discard_rest(self._kernel, str(error))
+
+    def _tell_user_error(self, error: UserCodeError, consequence: str) -> None:
+        where = "".join(format_exception(error.__cause__)) if error.__cause__ is not None else ""
+        self.message(f"{error}; {consequence}\n{where}".rstrip(), "error")
+
+    def _discard_rest(self, kernel: Builder, reason: str) -> None:
+        self.message(f"{reason}; {END_NOTE}", "error")
+        kernel.discard_rest()
+        self.ask_end(reason)
 
     # ------------------------------------------------------------------ silence and space
 
     def _wait_for_input(self, kernel: Builder) -> None:
         # One that is far ahead of the others always has data: waiting for it would be spinning, and no silence at all.
-        receivers = [source.receiver for source in self._sources if self._takes(kernel, source)]
-        for source in self._sources:
+        receivers = [source.receiver for source in self._inputs if self._takes(kernel, source)]
+        for source in self._inputs:
             if not source.begun:
                 source.receiver.open()  # the ring may have been made, or made anew, since
+        waited = [self._inputs[number] for number in kernel.waited_for()]
         began_s = time.monotonic()
-        self.bell.wait(receivers, IDLE_S)
-        looked_s = min(time.monotonic() - began_s, LOOK_S)
-        waited = [self._sources[number] for number in kernel.waited_for()]
+        self.bell.wait(receivers, min([IDLE_S, *(source.patience_s for source in waited)]))
+        looked_s = time.monotonic() - began_s
         if waited:
             names = ", ".join(source.name for source in waited)
             self.still_waiting(f"{names} (event {kernel.oldest_serial})")
         for source in waited:
-            if not source.receiver.has_data:
-                self._count_silence(kernel, source, looked_s)
+            if not source.receiver.has_data and source.look(looked_s):
+                self._close_without(kernel, source)
         if self._finishing:
-            for source in self._sources:
+            for source in self._inputs:
                 self._end_if_gone(kernel, source)
 
-    def _takes(self, kernel: Builder, source: _Source) -> bool:
+    def _takes(self, kernel: Builder, source: BuilderInput) -> bool:
         """Whether the next frame of a source would be taken now."""
-        return source.border is None and not source.ended and kernel.frames_waiting(source.number) < FRAMES_AHEAD
+        return source.border is None and not source.ended and kernel.frames_unread(source.number) < FRAMES_AHEAD
 
-    def _count_silence(self, kernel: Builder, source: _Source, looked_s: float) -> None:
-        source.silent_s += looked_s
-        if source.silent_s < min(self._timeout_s, 0.3):
-            return
+    def _close_without(self, kernel: Builder, source: BuilderInput) -> None:
+        """It was silent for long enough to ask why."""
         alive = source.receiver.writer_alive
         if self._deadlocked(source):
             kernel.close_without(source.number, Cause.SPACE)
@@ -308,25 +374,24 @@ class EventBuilder(Component):
                 f"event {kernel.oldest_serial} is closed without {source.name}: its frontend is blocked by another "
                 f"full ring; raise /Experiment/Buffer sizes for that buffer"
             )
-        elif source.silent_s >= self._timeout_s or not alive:
+        elif source.silent_s >= source.timeout_s or not alive:
             if not alive and source.receiver.settle() and source.receiver.has_data:
                 return  # what it had sent before it died is there now
-            kernel.close_without(source.number, Cause.SILENCE)
+            kernel.close_without(source.number, source.cause)
+            if not source.required and alive:
+                return  # that is what optional means
             why = "is silent" if alive else "is gone"
             self._warn(
                 f"{source.name} {why} since event {kernel.oldest_serial}; events are built without it "
                 f"until it sends again"
             )
 
-    def _deadlocked(self, source: _Source) -> bool:
+    def _deadlocked(self, source: BuilderInput) -> bool:
         """The writer of this empty ring is the process that waits for space in another ring of ours."""
         writer = source.receiver.writer_process
-        return writer != 0 and any(
-            other is not source and other.receiver.writer_waiting and other.receiver.writer_process == writer
-            for other in self._sources
-        )
+        return writer != 0 and any(o is not source and o.shares_process(writer) for o in self._inputs)
 
-    def _end_if_gone(self, kernel: Builder, source: _Source) -> None:
+    def _end_if_gone(self, kernel: Builder, source: BuilderInput) -> None:
         """END was asked, and this source's process is no more: its ring says what it had sent."""
         if source.ended or source.border is not None or source.receiver.has_data:
             return
@@ -342,33 +407,6 @@ class EventBuilder(Component):
         kernel.end_source(source.number)
         self._warn(f"{source.name} is gone and has not ended the run; it had sent {source.last_total} fragments")
 
-    def _tell_too_large(self, kernel: Builder) -> None:
-        self._told_too_large = True
-        _, _, buffer, capacity, _ = self._writer.settings
-        self.message(
-            f"a built event of {kernel.largest_refused} bytes is too large for buffer {buffer} of {capacity} bytes "
-            f"and is discarded; raise /Experiment/Buffer sizes/{buffer}",
-            "error",
-        )
-
-    def _warn(self, text: str) -> None:
-        self.message(text, "warning")
-
-    def _check_names(self) -> None:
-        """Two fragments with the same bank name: readers that key banks by name see one of them only."""
-        self._names_checked = True
-        try:
-            event = decode_event(self._writer.writer.first_open_event)[0]
-        except FormatError:
-            return
-        names = [bank.name for bank in event.banks]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            self._warn(
-                f"bank {', '.join(twice)} is in more than one fragment of event {event.serial_number}: give each "
-                f"frontend its own bank names (say, with the index)"
-            )
-
     def _keep_waiting(self) -> None:
         self.still_waiting("space in its output ring, which the logger must read")
         if self.ending:
@@ -376,67 +414,82 @@ class EventBuilder(Component):
 
     # ------------------------------------------------------------------ the end
 
-    def _finish(self, kernel: Builder) -> None:
-        self._commit(kernel)
-        fates = {s.name: self._fates(kernel, s) for s in self._sources}
+    def _finish(self, kernel: Builder, out: BuilderOutput) -> None:
+        if self._user is not None:
+            try:
+                self._user.end_of_run()
+            except PhloemError as error:
+                self.message(str(error), "error")
+        out.commit()
+        fates = {s.name: self._fates(kernel, s) for s in self._inputs}
         sent = {
-            "sent": self._writer.writer.total_events,
-            "blocked_s": round(self._writer.blocked_s - self._blocked_before_s, 3),
+            "sent": out.sender.writer.total_events,
+            "blocked_s": round(out.sender.blocked_s - self._blocked_before_s, 3),
         }
         lost = {name: part["sent"] - _accounted(part) for name, part in fates.items() if part["sent"] is not None}
         for name, number in lost.items():
             if number:
                 self._warn(f"{name} sent {number} fragments that never came here")
-        ending = self._meta(kernel, encode_json({"sources": fates, **sent}))
-        self._writer.send_frame(FrameKind.END_OF_RUN, border_text(self._equipment.name, ENDING), 1, ending)
+        if kernel.not_kept:
+            self._warn(f"{kernel.not_kept} late fragments were too large for a frame and are counted, but not kept")
+        text = border_text(self._equipment.name, ENDING)
+        out.send(FrameKind.END_OF_RUN, text, 1, encode_json({"sources": fates, **sent}))
+        out.free()
         self._finished, self._finishing = True, False
-        self._free(kernel)
+        self._status = self._gather_status(kernel, out, time.monotonic())
         told = {name: {k: v for k, v in part.items() if k not in ("received", "sent")} for name, part in fates.items()}
-        gone = {s.name: {"sent": s.last_total} for s in self._sources if s.sent is None and s.begun}
+        gone = {s.name: {"sent": s.last_total} for s in self._inputs if s.sent is None and s.begun}
         self.done({"fates": told, "sent": {self._equipment.name: sent, **gone}})
 
-    def _fates(self, kernel: Builder, source: _Source) -> dict[str, Any]:
+    def _fates(self, kernel: Builder, source: BuilderInput) -> dict[str, Any]:
         return {"sent": source.sent, **dict(zip(FATES, kernel.fates(source.number), strict=True))}
 
     @property
     def _run_number(self) -> int:
         return self.run_info.number if self.run_info else -1
 
-    @property
-    def _writer(self) -> Sender:
-        if self._out is None:
-            raise SettingsError(f"builder {self.name} is not prepared")
-        return self._out
+    # ------------------------------------------------------------------ status
 
     def status(self) -> ComponentStatus:
-        kernel, out = self._kernel, self._out
-        if kernel is None or out is None:
-            return ComponentStatus()
+        return self._status  # gathered by the main loop: the kernel is not for two threads
+
+    def _gather_status(self, kernel: Builder, out: BuilderOutput, now_s: float) -> ComponentStatus:
         counters = {
             "events": kernel.events_built,
             "incomplete": kernel.events_incomplete,
-            "bytes": out.writer.total_bytes,
+            "bytes": out.sender.writer.total_bytes,
         }
-        per_s = self.rates.update(counters)
-        sources: dict[str, dict[str, float]] = {}
-        for source in self._sources:
-            part: dict[str, float] = dict(zip(FATES, kernel.fates(source.number), strict=True))
-            part["last_serial"] = kernel.last_serial(source.number)
-            part["backlog_bytes"] = source.receiver.backlog_bytes
-            part["backlog_percent"] = round(100 * source.receiver.fill, 1)
-            sources[source.name] = part
-        return ComponentStatus(
-            rates={"events_per_s": per_s.get("events", 0.0), "kb_per_s": per_s.get("bytes", 0.0) / 1024},
-            counters=counters,
-            sources=sources,
-        )
+        sources: dict[str, dict[str, float]] = {source.name: self._part(kernel, source) for source in self._inputs}
+        received = {f"{name} received": int(part["received"]) for name, part in sources.items()}
+        per_s = self.rates.update({**counters, **received})
+        for name, part in sources.items():
+            part["events_per_s"] = per_s.get(f"{name} received", 0.0)
+        rates = {"events_per_s": per_s.get("events", 0.0), "kb_per_s": per_s.get("bytes", 0.0) / 1024}
+        if kernel.has_open:
+            if self._open is None or self._open[0] != kernel.oldest_serial:
+                self._open = (kernel.oldest_serial, now_s)
+            counters["oldest_open"] = self._open[0]
+            rates["oldest_open_s"] = round(now_s - self._open[1], 3)
+        else:
+            self._open = None
+        return ComponentStatus(rates=rates, counters=counters, sources=sources)
+
+    def _part(self, kernel: Builder, source: BuilderInput) -> dict[str, float]:
+        number, receiver = source.number, source.receiver
+        part: dict[str, float] = dict(zip(FATES, kernel.fates(number), strict=True))
+        part["last_serial"] = kernel.last_serial(number)
+        highest = max(kernel.highest_key(other.number) for other in self._inputs)
+        part["skew"] = highest - kernel.highest_key(number) if kernel.highest_key(number) else 0
+        waiting = receiver.newest_total(self._run_number) - source.last_total
+        part["backlog_events"] = max(0, waiting) + kernel.backlog(number)
+        part["backlog_bytes"] = receiver.backlog_bytes
+        part["backlog_percent"] = round(100 * receiver.fill, 1)
+        part["required"] = int(source.required)
+        part["flagged"] = int(kernel.restarted(number))
+        return part
 
     def leave(self) -> None:
-        self._out = None
-
-
-def _by_source(stream: Stream) -> str:
-    return stream.source
+        self._out = self._sender = None
 
 
 def _accounted(part: dict[str, Any]) -> int:

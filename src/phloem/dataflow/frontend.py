@@ -31,13 +31,13 @@ from phloem.transport.shm import BankBuffer
 if TYPE_CHECKING:
     from phloem.model.run import RunInfo
 
-__all__ = ["BatchDraft", "EventDraft", "Frontend", "Host", "SupereventDraft"]
+__all__ = ["BatchDraft", "EventDraft", "Frontend", "Host", "SupereventDraft", "bank_of"]
 
 _names: dict[str, bytes] = {}
 _tids: dict[int, int] = {}
 
 
-def _bank_of(name: str, values: ArrayLike, n_events: int | None = None) -> BankBuffer:
+def bank_of(name: str, values: ArrayLike, n_events: int | None = None) -> BankBuffer:
     """Name, TID and data of a bank, checked; the data are contiguous and little endian."""
     encoded = _names.get(name)
     if encoded is None:
@@ -81,7 +81,7 @@ class EventDraft:
     def bank(self, name: str, values: ArrayLike) -> None:
         """Add a bank. ``name``: 4 ASCII characters. ``values``: an array; its dtype chooses the TID
         (``int64``, say, becomes INT64), or a text. They are copied when the event is sent."""
-        self.banks.append(_bank_of(name, values))
+        self.banks.append(bank_of(name, values))
 
     def cut(self, n_events: int) -> int:
         """Keep ``n_events`` at most; returns how many there are now."""
@@ -123,7 +123,7 @@ class BatchDraft:
             if array.ndim == 0 or array.shape[0] == 0:
                 raise EventError(f"bank {name} of a batch has shape {array.shape}: no events")
             self.n_events = array.shape[0]
-        self.banks.append(_bank_of(name, array, self.n_events))
+        self.banks.append(bank_of(name, array, self.n_events))
 
     def cut(self, n_events: int) -> int:
         """Keep ``n_events`` at most; returns how many there are now."""

@@ -123,6 +123,7 @@ class Builder {
     bool all_read(uint32_t source) const;  // every fragment that was given has been looked at
     bool ended(uint32_t source) const { return sources_[source].ended; }
     size_t frames_waiting(uint32_t source) const { return sources_[source].frames.size(); }
+    size_t frames_unread(uint32_t source) const { return sources_[source].frames.size() - sources_[source].reading; }
 
     enum class Stop : uint32_t { waiting = 0, room = 1, done = 2, policy = 3, shifted = 4 };
     struct Built {

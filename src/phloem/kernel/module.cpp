@@ -188,6 +188,7 @@ NB_MODULE(_kernel, m) {
         .def_prop_ro("capacity", &RingReader::capacity)
         .def_prop_ro("generation", &RingReader::generation)
         .def_prop_ro("missed_events", &RingReader::missed_events)
+        .def("newest_total", &RingReader::newest_total, "run"_a)
         .def_prop_ro("path", &RingReader::path);
 
     bind_builder(m);

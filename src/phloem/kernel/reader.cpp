@@ -61,6 +61,15 @@ RingReader::~RingReader() {
 
 bool RingReader::has_data() const { return map_->header()->head.load(std::memory_order_seq_cst) != cursor_; }
 
+uint64_t RingReader::newest_total(uint32_t run) const {
+    const uint64_t last = map_->header()->last.load(std::memory_order_acquire);
+    if (map_->header()->head.load(std::memory_order_acquire) == 0 || last % FRAME_ALIGN != 0) return 0;
+    FrameHeader f;  // a copy: its writer may be about to write over it, which is then seen
+    std::memcpy(static_cast<void*>(&f), map_->at(last), sizeof f);
+    const bool same = map_->header()->last.load(std::memory_order_acquire) == last;
+    return same && f.magic == FRAME_MAGIC && f.run == run ? f.total_events : 0;
+}
+
 uint64_t RingReader::backlog() const { return map_->header()->head.load(std::memory_order_acquire) - cursor_; }
 
 static void check(const FrameHeader* f, uint64_t committed, const std::string& path, uint64_t position) {

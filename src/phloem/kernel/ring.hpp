@@ -248,6 +248,7 @@ class RingReader {
     uint64_t backlog() const;
     uint64_t capacity() const { return map_->capacity(); }
     uint64_t generation() const { return map_->header()->generation; }
+    uint64_t newest_total(uint32_t run) const;  // events sent in `run` up to the newest frame; 0 if that is of another
     uint64_t missed_events() const { return slot_->missed_events.load(std::memory_order_relaxed); }
     const std::string& path() const { return path_; }
 

@@ -208,6 +208,10 @@ class Receiver:
         """Committed and not yet taken."""
         return self._reader.backlog if self._reader else 0
 
+    def newest_total(self, run: int) -> int:
+        """Events that the writer had sent in ``run`` by its last committed frame; 0 if that is of another run."""
+        return self._reader.newest_total(run) if self._reader else 0
+
     @property
     def fill(self) -> float:
         """Backlog as a part of the ring, 0 to 1."""

@@ -57,6 +57,7 @@ __all__ = [
     "MIDAS_MAGIC",
     "Buffer",
     "EventHeader",
+    "banks_of_area",
     "decode_event",
     "decode_header",
     "encode_event",
@@ -66,6 +67,7 @@ __all__ = [
     "reassemble",
     "run_event",
     "scan",
+    "values_of",
     "walk",
 ]
 
@@ -256,6 +258,16 @@ def _decode_values(data: memoryview, tid: int, path: str, position: int) -> Valu
         values = np.frombuffer(data, dtype)
     values.flags.writeable = False
     return values
+
+
+def values_of(data: Buffer, tid: int) -> Values:
+    """The values of a bank from its bytes, as `decode_event` gives them; a read-only view."""
+    return _decode_values(memoryview(data), tid, "", 0)
+
+
+def banks_of_area(area: Buffer) -> list[Bank]:
+    """Banks in BANK32A from the bytes behind their bank area's header."""
+    return list(_decode_banks(memoryview(bytes(BANK_AREA_BYTES) + area), BankFormat.BANK32A, "", 0))
 
 
 def encode_event(event: Event) -> bytes:
