@@ -23,6 +23,7 @@ COMMANDS = (
     "core",
     "frontend",
     "builder",
+    "builder status",
     "mevb",
     "logger",
     "prepare",

@@ -56,7 +56,12 @@ def test_sources_go_to_the_builder_and_the_builder_to_the_logger() -> None:
     builder = planned.plans["mevb"]
     assert [stream.source for stream in builder.inputs] == ["Trigger01", "Trigger02"]
     assert [(s.source, s.ring, s.readers) for s in builder.outputs] == [("EB", "/run/exp/SYSTEM.EB.ring", ("logger",))]
-    assert builder.settings == {"Policy": "build"}
+    assert builder.settings == {
+        "Policy": "build",
+        "Fragment Names": ["Trigger01", "Trigger02"],
+        "Fragment Required": [True, True],
+        "Fragments": {"Trigger01": {}, "Trigger02": {}},
+    }
     assert (builder.odb_json, builder.file) == ("", "")
     logger = planned.plans["logger"]
     assert [stream.source for stream in logger.inputs] == ["EB"]
@@ -95,6 +100,31 @@ def test_without_any_builder_marked_equipment_goes_straight_too() -> None:
     assert planned.plans["logger"].inputs[0].equipment.type == 130
 
 
+ROWS = [
+    ("Trigger01", "ebfe01", "BUF01", 1, 1, "MIDAS", True),
+    ("Trigger02", "ebfe02", "BUF02", 7, 3, "MIDAS", False),
+]
+
+
+def test_the_fragments_of_each_builder_are_listed_with_what_people_want_to_know() -> None:
+    settings = {"EB": {"Fragment Names": ["Trigger02"], "Fragment Required": [False]}}
+    first, second = frontend(1, trigger_mask=1), frontend(2, event_id=7, trigger_mask=3)
+    planned = plan(second, first, BUILDER, LOGGER, settings=settings)
+    keys = ("source", "frontend", "buffer", "event_id", "trigger_mask", "format", "required")
+    assert [dict(zip(keys, row, strict=True)) for row in ROWS] == msgspec.to_builtins(planned.fragments["mevb"])
+
+
+def test_each_builder_has_the_sources_of_its_prefix() -> None:
+    wave = Equipment("Wave01", buffer="WAVE01", type=EQ_POLLED | EQ_EB)
+    eb2 = component("eb2", "builder", msgspec.structs.replace(EB, name="EB2"), reads="WAVE")
+    settings = {"EB": {"Reorder": 1}, "EB2": {"Reorder": 2}}
+    planned = plan(frontend(1), component("wave", "frontend", wave), BUILDER, eb2, LOGGER, settings=settings)
+    assert planned.sources == {"mevb": ["Trigger01"], "eb2": ["Wave01"]}
+    assert planned.streams == ["EB", "EB2"]
+    assert [planned.plans[name].settings["Reorder"] for name in ("mevb", "eb2")] == [1, 2]
+    assert planned.plans["eb2"].settings["Fragment Names"] == ["Wave01"]
+
+
 def test_disabled_equipment_has_no_stream() -> None:
     planned = plan(frontend(1), frontend(2, enabled=False), BUILDER, LOGGER)
     assert planned.plans["ebfe02"].outputs == ()
@@ -103,12 +133,28 @@ def test_disabled_equipment_has_no_stream() -> None:
 
 
 def test_enabled_equipment_whose_frontend_is_not_there_is_said() -> None:
-    tree = {"Trigger01": trigger(1), "Trigger09": trigger(9), "Off": trigger(3, enabled=False), "EB": EB}
-    planned = plan(frontend(1), BUILDER, LOGGER, equipment=tree, frontends={"Trigger09": "ebfe09"})
+    tree = {"Trigger01": trigger(1), "Trigger09": trigger(9), "Off": trigger(3, enabled=False), "EB": EB, "EB2": EB}
+    owners = {"Trigger09": "ebfe09", "EB2": "mevb2"}
+    planned = plan(frontend(1), BUILDER, LOGGER, equipment=tree, frontends=owners)
     assert planned.sources == {"mevb": ["Trigger01"]}
     assert planned.notes == [
-        "equipment Trigger09 is enabled, but its frontend ebfe09 is not running: it is no source of this run"
+        "equipment Trigger09 is enabled, but its frontend ebfe09 is not running: it is no source of this run",
+        "equipment EB2 is enabled, but its builder mevb2 is not running: it builds nothing in this run",
     ]
+
+
+def test_a_frontend_reads_its_equipment_in_the_order_in_which_it_declares_it() -> None:
+    declared = [Equipment(name, buffer="BUF", type=EQ_POLLED | EQ_EB) for name in ("Tdc", "Adc", "Scaler")]
+    planned = plan(component("crate", "frontend", *declared), BUILDER, LOGGER)
+    assert [stream.source for stream in planned.plans["crate"].outputs] == ["Tdc", "Adc", "Scaler"]
+    assert [stream.source for stream in planned.plans["mevb"].inputs] == ["Adc", "Scaler", "Tdc"]
+
+
+def test_of_several_mistakes_the_same_one_is_said_whoever_came_first() -> None:
+    eb2 = component("eb2", "builder", msgspec.structs.replace(EB, name="EB2"), reads="BUF0")
+    for components in ([frontend(1), frontend(2)], [frontend(2), frontend(1)]):
+        with pytest.raises(TransitionError, match="Trigger01 sends to buffer BUF01"):
+            plan(*components, BUILDER, eb2, LOGGER)
 
 
 def test_a_monitor_watches_without_holding_anybody_up() -> None:

@@ -11,6 +11,7 @@
 
     [builder.EB]                      # by equipment name
     buffer = "BUF"                    # prefix, as mevb's -b
+    settings = { "Fragments/Trigger01/Timeout ms" = 2000 }    # /Equipment/EB/Settings
 
     [[frontend]]
     code = "ebfe.py:Ebfe"             # file (relative to this file) or module, and class
@@ -68,7 +69,10 @@ class LoggerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BuilderSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``buffer``: prefix of the sources' buffers. ``destination``: buffer of the built events."""
+    """``buffer``: prefix of the sources' buffers. ``destination``: buffer of the built events.
+
+    ``settings``: first values below ``/Equipment/<builder>/Settings``; paths or tables.
+    """
 
     buffer: str
     destination: str = "SYSTEM"

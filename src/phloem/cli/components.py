@@ -16,7 +16,8 @@ import typer
 from phloem.app import Experiment, Launcher, find_running, load, runtime_dir
 from phloem.app.experiment import BuilderSection, LoggerSection
 from phloem.app.places import tidy
-from phloem.app.user_code import load_class
+from phloem.app.user_code import load_class, load_module
+from phloem.cli.building import builder_status
 from phloem.cli.common import ExperimentOption
 from phloem.control.run_control import RunControl
 from phloem.dataflow.builder import EventBuilder
@@ -40,7 +41,10 @@ def add_to(app: typer.Typer) -> None:
     app.command()(up)
     app.command()(core)
     app.command()(frontend)
-    app.command()(builder)
+    building = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
+    building.callback()(builder)
+    building.command(name="status")(builder_status)
+    app.add_typer(building, name="builder")
     app.command(name="mevb", help="The event builder, under its MIDAS name: phloem mevb -b BUF")(builder)
     app.command()(logger)
 
@@ -141,6 +145,8 @@ def builder(
     experiment: ExperimentOption = "",
 ) -> None:
     """The event builder by itself. Example: phloem builder -b BUF -e lab.toml"""
+    if context.invoked_subcommand is not None:
+        return
     described = _experiment(context, experiment)
     section = described.builder.get(equipment) or BuilderSection(buffer=buffer)
     reads = buffer or section.buffer
@@ -154,7 +160,10 @@ def builder(
         type=0,
         format=section.format,
     )
-    EventBuilder(equipment, _place(context, described), reads, sends_as, section.settings).run()
+    place = _place(context, described)
+    EventBuilder(
+        equipment, place, reads, sends_as, section.settings, lambda code: load_module(code, described.folder)
+    ).run()
 
 
 def logger(context: typer.Context, experiment: ExperimentOption = "") -> None:

@@ -12,7 +12,7 @@ FLOW = ("frontend", "builder", "logger", "monitor")
 COLUMNS = ("sent", "built", "incomplete", "late", "duplicate", "discarded", "quarantined", "lost")
 ALWAYS = ("sent", "built", "lost")
 
-__all__ = ["account_table", "size_text", "status_table"]
+__all__ = ["COLOURS", "STATES", "account_table", "size_text", "status_table"]
 
 COLOURS = {"ok": "green", "warning": "yellow", "error": "red", "gone": "red"}
 STATES = {"STOP": "bold white on red", "READY": "bold black on yellow", "RUN": "bold white on green"}

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from phloem.cli import odb as odb_text
+from phloem.cli.building import fragments_table
 from phloem.cli.common import JsonOption, Target, print_json
 from phloem.cli.live import account_table, status_table
 from phloem.control.operator import Call, Operator
@@ -54,6 +55,8 @@ def _transition(context: typer.Context, as_json: bool, ask: Callable[[Operator],
     if as_json:
         print_json(document)
     else:
+        if document.get("fragments"):
+            messages.print(fragments_table(document["fragments"]), highlight=False)
         notes = document.get("notes", [])
         for note in notes:
             messages.print(f"note: {note}", highlight=False)

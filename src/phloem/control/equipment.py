@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from phloem.control.fragments import as_setting, flat_settings, is_same_choice, setting_type
 from phloem.control.odb import Difference, Odb, is_below
 from phloem.model.errors import SettingsError
 from phloem.model.event import TID, Equipment
@@ -123,15 +124,9 @@ def create_equipment(
         top = f"/Equipment/{equipment.name}"
         for key in equipment_common(equipment, register.host, register.name, register.file):
             differences += _create_key(odb, f"{top}/Common/{key.name}", key, firsts, reset)
-        settings = {f"{top}/Settings/{n}": v for n, v in register.settings.get(equipment.name, {}).items()}
-        from_file = {p: v for p, v in first_values.items() if p.lower().startswith(f"{top}/Settings/".lower())}
         for name in ("Settings", "Variables"):
             odb.create(f"{top}/{name}", TID.KEY)
-        for path, value in from_file.items():
-            differences += odb.first(path, value, reset=_is_reset(path, reset))
-        for path, value in settings.items():
-            if path.lower() not in firsts:
-                differences += odb.first(path, value, origin="code", reset=_is_reset(path, reset))
+        differences += _create_settings(odb, register, f"{top}/Settings", first_values, reset)
         for name in _STATISTICS:
             odb.create(f"{top}/Statistics/{name}", TID.FLOAT64, 0.0)
     return differences
@@ -146,6 +141,30 @@ def _create_key(
         return []
     value, origin = (firsts[path.lower()], "file") if path.lower() in firsts else (key.value, "code")
     return odb.first(path, value, origin=origin, tid=key.tid, size=key.size, reset=_is_reset(path, reset))
+
+
+def _create_settings(
+    odb: Odb, register: Register, top: str, first_values: Mapping[str, Any], reset: Iterable[str]
+) -> list[Difference]:
+    """The Settings of one equipment: the file's values go before the code's."""
+    name = top.split("/")[2]
+    below = len(top) + 1
+    firsts = {p[below:]: (v, "file") for p, v in first_values.items() if p.lower().startswith(f"{top}/".lower())}
+    known = {key.lower() for key in firsts}
+    code = flat_settings(register.settings.get(name, {}))
+    firsts.update({key: (value, "code") for key, value in code if key.lower() not in known})
+    builds = register.kind == "builder"
+    if builds:
+        firsts = {key: (as_setting(key, value), origin) for key, (value, origin) in firsts.items()}
+    choices = {key: value for key, (value, _) in firsts.items()}
+    differences = []
+    for key, (value, origin) in firsts.items():
+        path = f"{top}/{key}"
+        tid, size = (setting_type(key) if builds else None) or (None, 0)
+        found = odb.first(path, value, origin=origin, tid=tid, size=size, reset=_is_reset(path, reset))
+        if found and not (builds and is_same_choice(key, choices, odb.get(top))):
+            differences += found
+    return differences
 
 
 def _is_reset(path: str, reset: Iterable[str]) -> bool:

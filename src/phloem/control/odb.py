@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import msgspec
@@ -244,6 +244,25 @@ class Odb:
         self._store(key, stored, "", revision=False)
         self._tell(key)
 
+    def measure_below(self, path: str, values: Mapping[str, Any]) -> None:
+        """Measurements below a directory, name: value: no history, and nothing is done for what did not change.
+
+        Names that are not there are left out. Many at once cost a fraction of as many calls of `set`.
+        """
+        directory = self._find(path)
+        if directory is None:
+            return
+        changed = []
+        with self._database.transaction():
+            for name, value in values.items():
+                key = directory.children.get(name.lower())
+                if key is None or key.tid is TID.KEY or key.value == value:
+                    continue
+                self._store(key, check_value(key.path, key.tid, key.item_size, value), "", revision=False)
+                changed.append(key)
+        for key in changed:
+            self._tell(key)
+
     def first(
         self,
         path: str,
@@ -284,11 +303,6 @@ class Odb:
 
     # the inside
 
-    def _tell(self, key: _Key) -> None:
-        for prefix, watcher in list(self._watchers):
-            if is_below(key.path, prefix):
-                watcher(key.path, key.plain())
-
     def _load(self) -> None:
         self._root = _Key("", TID.KEY, 0, _ALL_MODES, None, 0.0)
         self._place = 0
@@ -302,6 +316,11 @@ class Odb:
             key = _Key(f"{parent.path}/{name}", TID(tid), size, mode, plain, written_s)
             by_path[folded] = parent.children[name.lower()] = key
             self._place = place
+
+    def _tell(self, key: _Key) -> None:
+        for prefix, watcher in list(self._watchers):
+            if is_below(key.path, prefix):
+                watcher(key.path, key.plain())
 
     def _find(self, path: str) -> _Key | None:
         key = self._root
@@ -412,6 +431,9 @@ def _check_name(path: str, name: str) -> None:
 
 
 def _parsed_list(path: str, text: str) -> list[Any]:
+    words = [word.strip().strip('"') for word in text.strip()[1:-1].split(",")]
+    if words and all(word.lower() in ("y", "n") for word in words):
+        return words  # as it is shown, and as people type it; no JSON
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:

@@ -14,11 +14,12 @@ from urllib.parse import quote
 
 import msgspec
 
+from phloem.control.fragments import Fragment, plan_settings, required_sources
 from phloem.model.errors import SettingsError, TransitionError
 from phloem.model.event import EQ_EB, Equipment
 from phloem.protocol.control import Plan, Register, Stream
 
-__all__ = ["DEFAULT_CAPACITY_BYTES", "Planned", "Wishes", "capacity_bytes", "ring_path", "work_out"]
+__all__ = ["DEFAULT_CAPACITY_BYTES", "Planned", "Wishes", "builder_sources", "capacity_bytes", "ring_path", "work_out"]
 
 DEFAULT_CAPACITY_BYTES = 4 << 20  # three or four of them still fit the cache, which is what makes them fast
 _STEP_BYTES = 64 << 10  # rings are a multiple of this (datapath, section 1)
@@ -44,12 +45,16 @@ class Wishes(msgspec.Struct, frozen=True):
 
 
 class Planned(msgspec.Struct, frozen=True):
-    """``plans`` by component; ``notes`` for people; ``sources`` by builder; ``streams`` into the logger."""
+    """``plans`` by component; ``notes`` for people; ``sources`` by builder; ``streams`` into the logger.
+
+    ``fragments``: the sources once more, with what people want to know of each.
+    """
 
     plans: dict[str, Plan]
     notes: list[str]
     sources: dict[str, list[str]]
     streams: list[str]
+    fragments: dict[str, list[Fragment]] = {}
 
 
 class _Outlet(msgspec.Struct, frozen=True):
@@ -63,22 +68,24 @@ class _Outlet(msgspec.Struct, frozen=True):
 def work_out(wishes: Wishes, runtime_dir: Path, odb_json: str = "", file: str = "") -> Planned:
     """The plan of each component, or a `TransitionError` or `SettingsError` that says why there is none.
 
-    ``odb_json`` and ``file`` go to the logger. Sources are in name order.
+    ``odb_json`` and ``file`` go to the logger. Sources are in name order, what a component sends in the order in
+    which it declares it: that is the order in which a frontend reads its equipment, as in MIDAS.
     """
     _check_required(wishes)
-    builders = [c for c in wishes.components if c.kind == "builder"]
-    loggers = [c for c in wishes.components if c.kind == "logger"]
-    outlets = sorted(_outlets(wishes, builders, loggers), key=lambda outlet: outlet.equipment.name)
+    builders = _of_kind(wishes, "builder")
+    loggers = _of_kind(wishes, "logger")
+    outlets = _sorted_outlets(wishes)
     streams = [(outlet, _stream(outlet, wishes.sizes, runtime_dir)) for outlet in outlets]
     plans = {}
     for component in wishes.components:
-        outputs = tuple(stream for outlet, stream in streams if outlet.owner is component)
+        own = {stream.source: stream for outlet, stream in streams if outlet.owner is component}
+        outputs = tuple(own[equipment.name] for equipment in component.equipment if equipment.name in own)
         inputs = tuple(stream for outlet, stream in streams if outlet.reader is component)
         plan = Plan(outputs=outputs, inputs=inputs)
         if component.kind == "builder":
-            settings = wishes.settings.get(component.equipment[0].name, {})
-            plan = msgspec.structs.replace(plan, settings=settings)
             _check_has_sources(component, inputs)
+            settings = plan_settings(_settings(wishes, component), [stream.source for stream in inputs])
+            plan = msgspec.structs.replace(plan, settings=settings)
         elif component.kind == "logger":
             logging = wishes.logger_settings
             plan = msgspec.structs.replace(plan, settings=logging, odb_json=odb_json, file=file)
@@ -91,7 +98,43 @@ def work_out(wishes: Wishes, runtime_dir: Path, odb_json: str = "", file: str = 
         notes=_notes(wishes),
         sources={b.name: [stream.source for stream in plans[b.name].inputs] for b in builders},
         streams=[stream.source for logger in loggers for stream in plans[logger.name].inputs],
+        fragments={b.name: _fragments(wishes, b, outlets) for b in builders},
     )
+
+
+def builder_sources(wishes: Wishes) -> dict[str, list[str]]:
+    """The sources of each builder in name order, by the builder's equipment; the refusals are those of `work_out`."""
+    _check_required(wishes)
+    outlets = _sorted_outlets(wishes)
+    return {
+        builder.equipment[0].name: [outlet.equipment.name for outlet in outlets if outlet.reader is builder]
+        for builder in _of_kind(wishes, "builder")
+    }
+
+
+def _of_kind(wishes: Wishes, kind: str) -> list[Register]:
+    return [component for component in wishes.components if component.kind == kind]
+
+
+def _settings(wishes: Wishes, builder: Register) -> dict[str, Any]:
+    return wishes.settings.get(builder.equipment[0].name, {})
+
+
+def _fragments(wishes: Wishes, builder: Register, outlets: Sequence[_Outlet]) -> list[Fragment]:
+    own = [outlet for outlet in outlets if outlet.reader is builder]
+    required = required_sources(_settings(wishes, builder), [outlet.equipment.name for outlet in own])
+    return [
+        Fragment(
+            source=outlet.equipment.name,
+            frontend=outlet.owner.name,
+            buffer=outlet.equipment.buffer,
+            event_id=outlet.equipment.event_id,
+            trigger_mask=outlet.equipment.trigger_mask,
+            format=outlet.equipment.format,
+            required=is_required,
+        )
+        for outlet, is_required in zip(own, required, strict=True)
+    ]
 
 
 def _check_required(wishes: Wishes) -> None:
@@ -113,17 +156,19 @@ def _check_has_sources(builder: Register, inputs: Sequence[Stream]) -> None:
         )
 
 
-def _outlets(wishes: Wishes, builders: Sequence[Register], loggers: Sequence[Register]) -> list[_Outlet]:
+def _sorted_outlets(wishes: Wishes) -> list[_Outlet]:
+    """In name order, and looked at in that order: of several things that are wrong, the same one is always said."""
+    builders, loggers = _of_kind(wishes, "builder"), _of_kind(wishes, "logger")
+    declared = ((component, equipment) for component in wishes.components for equipment in component.equipment)
     found = []
-    for component in wishes.components:
-        for declared in component.equipment:
-            equipment = _current(wishes, declared)
-            if component.kind == "builder":
-                _check_builder_enabled(component, equipment)
-                found.append(_Outlet(component, equipment, _logger_of(equipment, loggers)))
-            elif equipment.enabled:
-                equipment.check()
-                found.append(_Outlet(component, equipment, _reader_of(wishes, equipment, builders, loggers)))
+    for component, equipment in sorted(declared, key=lambda pair: pair[1].name):
+        current = _current(wishes, equipment)
+        if component.kind == "builder":
+            _check_builder_enabled(component, current)
+            found.append(_Outlet(component, current, _logger_of(current, loggers)))
+        elif current.enabled:
+            current.check()
+            found.append(_Outlet(component, current, _reader_of(wishes, current, builders, loggers)))
     return found
 
 
@@ -198,11 +243,16 @@ def _stream(outlet: _Outlet, sizes: Mapping[str, int], runtime_dir: Path) -> Str
 def _notes(wishes: Wishes) -> list[str]:
     running = {e.name.lower() for component in wishes.components for e in component.equipment}
     return [
-        f"equipment {name} is enabled, but its frontend {wishes.frontends.get(name) or '(unknown)'} is not "
-        f"running: it is no source of this run"
+        _note(name, equipment, wishes.frontends.get(name) or "(unknown)")
         for name, equipment in wishes.equipment.items()
         if equipment.enabled and name.lower() not in running
     ]
+
+
+def _note(name: str, equipment: Equipment, owner: str) -> str:
+    if not equipment.type:  # a builder's own
+        return f"equipment {name} is enabled, but its builder {owner} is not running: it builds nothing in this run"
+    return f"equipment {name} is enabled, but its frontend {owner} is not running: it is no source of this run"
 
 
 def ring_path(runtime_dir: Path, buffer: str, source: str) -> Path:

@@ -10,10 +10,12 @@ from typing import Any
 
 import msgspec
 
+from phloem.control.builder_statistics import clear_builder_statistics
 from phloem.control.database import Database
 from phloem.control.equipment import DESCRIPTIVE, equipment_from_common
+from phloem.control.fragments import keep_choices
 from phloem.control.odb import Odb, is_below
-from phloem.control.plan import Planned, Wishes, work_out
+from phloem.control.plan import Planned, Wishes, builder_sources, work_out
 from phloem.control.runs import RunRecord, Runs, file_name, last_number_on_disk
 from phloem.model.errors import TransitionError
 from phloem.model.event import TID
@@ -102,6 +104,9 @@ class Preparation:
             self.note_time("Start", info.started_s)
             self.note_time("Stop", 0.0)
             file = str(self._data_dir / file_name(self._file_pattern, number)) if writes else ""
+            for builder, sources in builder_sources(self._wishes(components)).items():
+                keep_choices(self._odb, builder, sources)
+                clear_builder_statistics(self._odb, builder, sources)
             text, sha256 = self._odb.snapshot()
             planned = work_out(self._wishes(components), self._runtime_dir, text, file)
             self._runs.open(info, sha256, text, planned.plans)

@@ -23,6 +23,7 @@ import zmq.asyncio
 from phloem.control.address import RunControlAddress, bind, check_loopback, read_address
 from phloem.control.answers import Answers, hang_limit_s
 from phloem.control.asking import Asking
+from phloem.control.builder_statistics import write_builder_statistics
 from phloem.control.database import Database
 from phloem.control.directory import Directory, Health, Member
 from phloem.control.ending import Ending
@@ -340,11 +341,24 @@ class RunControl:
                 self._look_at(member, now_s)
             if now_s - self._statistics_s >= _STATISTICS_S:
                 self._statistics_s = now_s
-                with self._database.transaction():
-                    for member in self._directory.living(now_s):
-                        write_statistics(self._odb, member.register, member.heartbeat.status)
+                self._write_statistics(now_s)
         except (PhloemError, sqlite3.Error, OSError) as error:
             self._messages.add("error", _ORIGIN, f"status could not be kept: {error}")
+
+    def _write_statistics(self, now_s: float) -> None:
+        """All in one transaction, since each one costs more than what is written in it."""
+        sent = {
+            source: part
+            for member in self._directory.members()
+            if member.register.kind == "frontend"
+            for source, part in member.heartbeat.status.sources.items()
+        }
+        with self._database.transaction():
+            for member in self._directory.living(now_s):
+                register, status = member.register, member.heartbeat.status
+                write_statistics(self._odb, register, status)
+                if register.kind == "builder":
+                    write_builder_statistics(self._odb, register.equipment[0].name, status, sent)
 
     def _look_at(self, member: Member, now_s: float) -> None:
         health, why = member.health(now_s, hang_limit_s(self._odb, member.name))

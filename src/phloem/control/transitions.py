@@ -91,6 +91,7 @@ class Transitions:
                 "write_data": run.info.write_data,
                 "file": next((plan.file for plan in run.plans.values() if plan.file), ""),
                 "sources": planned.sources,
+                "fragments": planned.fragments,
                 "streams": planned.streams,
                 "notes": planned.notes,
             }

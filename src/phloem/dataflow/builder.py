@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from phloem.dataflow.builder_input import BuilderInput
+from phloem.dataflow.builder_input import SHIFTS_TOLD, BuilderInput
 from phloem.dataflow.builder_output import BuilderOutput
 from phloem.dataflow.building import (
     FATES,
@@ -134,7 +134,8 @@ class EventBuilder(Component):
 
     def _tell_sources(self, run: int) -> None:
         table = ", ".join(
-            f"{source.name} ({source.stream.buffer}{'' if source.required else ', optional'})" for source in self._inputs
+            f"{source.name} ({source.stream.buffer}{'' if source.required else ', optional'})"
+            for source in self._inputs
         )
         self.message(f"{self.name} builds run {run} from {table}")
 
@@ -282,9 +283,9 @@ class EventBuilder(Component):
 
     def _tell_restarted(self, kernel: Builder, source: BuilderInput) -> None:
         self.message(
-            f"{source.name} numbers its fragments anew (now {kernel.last_serial(source.number)}) without having said so: "
-            f"nobody knows which belongs to which event. They are not built any more and are kept as late until the run "
-            f"ends; see 'Counters that restart' in docs/event-building.md",
+            f"{source.name} numbers its fragments anew (now {kernel.last_serial(source.number)}) without having said "
+            f"so: nobody knows which belongs to which event. They are not built any more and are kept as late until "
+            f"the run ends; see 'Counters that restart' in docs/event-building.md",
             "error",
         )
 

@@ -7,7 +7,7 @@ from phloem.kernel import Cause, Frame
 from phloem.protocol.control import Stream
 from phloem.transport.shm import Doorbell, Receiver
 
-__all__ = ["BuilderInput"]
+__all__ = ["SHIFTS_TOLD", "BuilderInput"]
 
 LOOK_S = 0.1  # what one look at an empty ring counts towards silence, at most (datapath, section 3)
 GRACE_S = 0.3  # silent for so long: it is looked whether its process lives

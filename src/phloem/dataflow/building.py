@@ -14,7 +14,15 @@ import msgspec
 from phloem.kernel import Builder, Check, Policy
 from phloem.model.errors import SettingsError
 
-__all__ = ["FATES", "BuilderSettings", "SourceSettings", "make_builder", "parse_settings", "shift_text", "source_settings"]
+__all__ = [
+    "FATES",
+    "BuilderSettings",
+    "SourceSettings",
+    "make_builder",
+    "parse_settings",
+    "shift_text",
+    "source_settings",
+]
 
 FATES = ("received", "built", "incomplete", "late", "duplicate", "discarded", "quarantined")
 E = TypeVar("E", bound=IntEnum)
@@ -150,7 +158,9 @@ def make_builder(
     usual = settings.reorder_ns if settings.by_time else settings.reorder
     reorder = [usual if s.reorder < 0 or settings.by_time else s.reorder for s in own]
     policies = [_one_of(s.on_incomplete or settings.on_incomplete, Policy, "On incomplete") for s in own]
-    window = settings.duplicate_window if settings.by_time else max(settings.duplicate_window, *(r + 1 for r in reorder))
+    window = (
+        settings.duplicate_window if settings.by_time else max(settings.duplicate_window, *(r + 1 for r in reorder))
+    )
     return Builder(
         list(sources),
         event_id=event_id,

@@ -31,7 +31,17 @@ from phloem.model.event import Bank, check_bank_name
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["EB", "Batch", "BatchFragment", "BatchFragments", "BuiltEvent", "Context", "Fragment", "Fragments", "UserCode"]
+__all__ = [
+    "EB",
+    "Batch",
+    "BatchFragment",
+    "BatchFragments",
+    "BuiltEvent",
+    "Context",
+    "Fragment",
+    "Fragments",
+    "UserCode",
+]
 
 BATCH_EVENTS = 2000
 BATCH_BYTES = 128 << 10
@@ -374,7 +384,8 @@ class UserCode:
 
     def _decide_each(self, kernel: Builder, stage: Stage) -> UserCodeError | None:
         function, context, composes = self._functions["eb_user"], self.context, self._composes
-        rows, events = stage.headers.tolist(), np.frombuffer(kernel.staged_events(), _EVENT).tolist()
+        rows: Any = stage.headers.tolist()
+        events: Any = np.frombuffer(kernel.staged_events(), _EVENT).tolist()
         self._states = states = []
         for number, (serial, incomplete) in enumerate(events):
             event = BuiltEvent(serial, bool(incomplete))

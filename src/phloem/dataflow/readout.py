@@ -487,6 +487,7 @@ class Readout(Component):
                     "events": o.sender.writer.total_events,
                     "fill_percent": round(100 * o.sender.fill, 1),
                     "blocked_s": round(o.counts()["blocked_s"], 3),
+                    "missed": o.missed,
                 }
                 for o in outputs
             },
