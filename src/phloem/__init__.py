@@ -1,10 +1,11 @@
 """phloem: data acquisition for physics experiments; run control and event building.
 
 What a frontend needs is here: `Frontend`, `Equipment` and MIDAS' constants, or `Producer` for a program that has
-its own loop.
+its own loop; and what the event builder's user code may return.
 """
 
 from phloem.app.producer import Producer
+from phloem.dataflow.eb_user import EB_SKIP, EB_SUCCESS, EB_USER_ERROR
 from phloem.dataflow.frontend import Frontend
 from phloem.model.event import (
     EQ_EB,
@@ -26,6 +27,9 @@ from phloem.model.event import (
 )
 
 __all__ = [
+    "EB_SKIP",
+    "EB_SUCCESS",
+    "EB_USER_ERROR",
     "EQ_EB",
     "EQ_FRAGMENTED",
     "EQ_INTERRUPT",

@@ -473,6 +473,7 @@ class EventBuilder(Component):
             rates["oldest_open_s"] = round(now_s - self._open[1], 3)
         else:
             self._open = None
+            counters["oldest_open"], rates["oldest_open_s"] = 0, 0.0
         return ComponentStatus(rates=rates, counters=counters, sources=sources)
 
     def _part(self, kernel: Builder, source: BuilderInput) -> dict[str, float]:

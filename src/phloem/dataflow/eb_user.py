@@ -78,6 +78,9 @@ class EB(IntEnum):
     SKIP = 1004
 
 
+EB_SUCCESS, EB_SKIP, EB_USER_ERROR = EB.SUCCESS, EB.SKIP, EB.USER_ERROR
+
+
 class Context:
     """``state``: bytes that outlive a crash of the builder; they travel with the events. ``run``: its number."""
 
@@ -109,7 +112,7 @@ class Stage:
         return range(len(self.names))[source]
 
     def check(self) -> None:
-        """Fragments live for as long as the call in which they were given."""
+        """Fragments live until the events that are decided on together have left."""
         if not self.open:
             raise EventError("this fragment has left; arrays of its banks may be kept, the fragment may not")
 
