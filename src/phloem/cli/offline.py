@@ -6,10 +6,13 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 from rich.console import Console
 
-from phloem.app.rebuild import rebuild
+from phloem.app.rebuild import BuildOptions, rebuild
+from phloem.app.settings_file import settings_file
+from phloem.app.user_code import load_module
 from phloem.cli import files
 from phloem.cli.common import JsonOption, print_json
 from phloem.cli.live import account_table
@@ -35,10 +38,44 @@ def dump(
 def build(
     fragments: Annotated[list[str], typer.Argument(metavar="FRAG.mid ...")],
     out: Annotated[str, typer.Option("-o", metavar="OUT.mid", help="the built events")],
+    settings: Annotated[
+        str, typer.Option(metavar="FILE.toml", help="an experiment file with one builder, or its settings alone")
+    ] = "",
+    marks: Annotated[str, typer.Option(metavar="RUN.idx", help="decide as the run did where timing decided")] = "",
+    on_incomplete: Annotated[str, typer.Option(help="build, discard or stop")] = "",
+    optional: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="an event need not have this source")
+    ] = None,
+    reorder: Annotated[int | None, typer.Option(help="how far out of order a fragment may come")] = None,
+    match: Annotated[str, typer.Option(help="serial or time")] = "",
+    window_ns: Annotated[int | None, typer.Option(help="how far times may lie apart that belong together")] = None,
+    time_check: Annotated[str, typer.Option(help="off, continue, repair or stop")] = "",
+    user_code: Annotated[str, typer.Option(metavar="FILE.py", help="eb_user and its like; none: leave it out")] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Build recorded fragments, one file per source. Example: phloem build fe01.mid fe02.mid -o built.mid"""
-    document = rebuild([Path(path) for path in fragments], Path(out))
+    said = {
+        "On incomplete": on_incomplete or None,
+        "Reorder": reorder,
+        "Match": match or None,
+        "Window ns": window_ns,
+        "Time check": time_check or None,
+    }
+    options = settings_file(Path(settings)) if settings else BuildOptions()
+    options = msgspec.structs.replace(
+        options,
+        settings={**options.settings, **{key: value for key, value in said.items() if value is not None}},
+        optional=tuple(optional or ()),
+        marks=Path(marks) if marks else None,
+        user_code=user_code,
+    )
+    document = rebuild(
+        [Path(path) for path in fragments],
+        Path(out),
+        options,
+        load=lambda code: load_module(code, Path.cwd()),
+        note=lambda text: print(f"note: {text}", file=sys.stderr),
+    )
     if as_json:
         print_json(document)
     else:

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from phloem.dataflow.frontend import EventDraft, Frontend
-from phloem.formats.midas.events import decode_header, has_banks
-from phloem.formats.midas.file import read_raw
+from phloem.formats.midas.events import decode_header
+from phloem.formats.midas.file import read_whole
 from phloem.model.errors import SettingsError
 from phloem.model.event import EQ_EB, EQ_POLLED, Equipment
 
@@ -19,7 +19,7 @@ __all__ = ["Replay"]
 
 
 class Replay(Frontend):
-    """One recorded source, live again. Begin and end of run and messages of the file are left out."""
+    """One recorded source, live again. Begin and end of run and messages are left out; events in pieces are whole."""
 
     name: str = "replay"
     equipment: Sequence[Equipment] = (
@@ -40,9 +40,8 @@ class Replay(Frontend):
 
     def _recorded(self, path: str) -> Iterator[bytes]:
         wanted = int(self.settings["Event id"])
-        for _, raw in read_raw(path):
-            event_id = decode_header(raw).event_id
-            if has_banks(event_id) and wanted in (0, event_id):
+        for raw in read_whole(path):
+            if wanted in (0, decode_header(raw).event_id):
                 yield bytes(raw)
 
     def poll(self) -> bool:

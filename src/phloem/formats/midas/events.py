@@ -57,6 +57,7 @@ __all__ = [
     "MIDAS_MAGIC",
     "Buffer",
     "EventHeader",
+    "Reassembly",
     "banks_of_area",
     "decode_event",
     "decode_header",
@@ -392,43 +393,59 @@ class _Pieces:
         return decode_event(data, 0, path, self.offset)[0]
 
 
+class Reassembly:
+    """Joins the pieces of fragmented events. FormatError for a piece without a first one, and for too many bytes."""
+
+    def __init__(self, path: str = "") -> None:
+        self._path = path
+        self._waiting: dict[tuple[int, int], _Pieces] = {}
+
+    def take(self, offset: int, event: Event) -> tuple[int, Event] | None:
+        """A piece; the whole event, at the offset of its first piece, if this was the last one."""
+        key = event.event_id & ~PIECE_MASK, event.serial_number
+        if event.event_id & PIECE_MASK == FIRST_PIECE:
+            if key in self._waiting:
+                raise _unfinished(self._waiting[key], self._path)
+            self._waiting[key] = _Pieces(offset, event, self._path)
+        else:
+            if key not in self._waiting:
+                raise FormatError(
+                    f"a piece of event {key[0]:#06x} serial number {key[1]} without its first one",
+                    self._path,
+                    offset,
+                )
+            self._waiting[key].body += event.raw
+        pieces = self._waiting[key]
+        if len(pieces.body) > pieces.total:
+            raise FormatError(
+                f"the pieces of event {key[0]:#06x} serial number {key[1]} have {len(pieces.body)} bytes, "
+                f"and the first one says {pieces.total}",
+                self._path,
+                offset,
+            )
+        if len(pieces.body) < pieces.total:
+            return None
+        del self._waiting[key]
+        return pieces.offset, pieces.whole(self._path)
+
+    def end(self) -> None:
+        """No more pieces come; FormatError if an event is not whole."""
+        for pieces in self._waiting.values():
+            raise _unfinished(pieces, self._path)
+
+
 def reassemble(events: Iterable[tuple[int, Event]], path: str = "") -> Iterator[tuple[int, Event]]:
     """Events with the pieces of fragmented ones joined: each at the offset of its first piece.
 
     Takes and gives (offset, event). Pieces of different kinds may be mixed; what is not a piece passes on.
     FormatError for a piece without a first one, for too many bytes, and for an event that is never whole.
     """
-    waiting: dict[tuple[int, int], _Pieces] = {}
+    joining = Reassembly(path)
     for offset, event in events:
-        if not is_piece(event.event_id):
-            yield offset, event
-            continue
-        key = event.event_id & ~PIECE_MASK, event.serial_number
-        if event.event_id & PIECE_MASK == FIRST_PIECE:
-            if key in waiting:
-                raise _unfinished(waiting[key], path)
-            waiting[key] = _Pieces(offset, event, path)
-        else:
-            if key not in waiting:
-                raise FormatError(
-                    f"a piece of event {key[0]:#06x} serial number {key[1]} without its first one",
-                    path,
-                    offset,
-                )
-            waiting[key].body += event.raw
-        pieces = waiting[key]
-        if len(pieces.body) > pieces.total:
-            raise FormatError(
-                f"the pieces of event {key[0]:#06x} serial number {key[1]} have {len(pieces.body)} bytes, "
-                f"and the first one says {pieces.total}",
-                path,
-                offset,
-            )
-        if len(pieces.body) == pieces.total:
-            del waiting[key]
-            yield pieces.offset, pieces.whole(path)
-    for pieces in waiting.values():
-        raise _unfinished(pieces, path)
+        whole = joining.take(offset, event) if is_piece(event.event_id) else (offset, event)
+        if whole is not None:
+            yield whole
+    joining.end()
 
 
 def _unfinished(pieces: _Pieces, path: str) -> FormatError:

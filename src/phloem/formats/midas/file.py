@@ -17,7 +17,17 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from phloem.formats.midas.events import HEADER_BYTES, Buffer, decode_event, decode_header, walk
+from phloem.formats.midas.events import (
+    HEADER_BYTES,
+    Buffer,
+    Reassembly,
+    decode_event,
+    decode_header,
+    encode_event,
+    has_banks,
+    is_piece,
+    walk,
+)
 from phloem.model.errors import FormatError, NotFoundError
 from phloem.model.event import Event
 
@@ -31,6 +41,7 @@ __all__ = [
     "read_chunks",
     "read_events",
     "read_raw",
+    "read_whole",
 ]
 
 CHUNK_BYTES = 1 << 20
@@ -256,6 +267,20 @@ def read_raw(path: str | Path) -> Iterator[tuple[int, memoryview]]:
         starts = chunk.events.tolist()
         for start, end in zip(starts, [*starts[1:], len(chunk.data)], strict=True):
             yield chunk.offset + start, chunk.data[start:end]
+
+
+def read_whole(path: str | Path) -> Iterator[bytes | memoryview]:
+    """Each event that has banks, as bytes; those that MIDAS wrote in pieces (EQ_FRAGMENTED) are whole again."""
+    joining = Reassembly(str(path))
+    for offset, raw in read_raw(path):
+        event_id = decode_header(raw).event_id
+        if has_banks(event_id):
+            yield raw
+        elif is_piece(event_id):
+            whole = joining.take(offset, decode_event(raw)[0])
+            if whole is not None:
+                yield encode_event(whole[1])
+    joining.end()
 
 
 def read_events(path: str | Path) -> Iterator[tuple[int, Event]]:
