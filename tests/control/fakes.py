@@ -64,6 +64,8 @@ class FakeComponent:
         *equipment: Equipment,
         reads: str = "",
         incarnation: str = "",
+        refuse: dict[Transition, str] | None = None,
+        silent: set[Transition] | None = None,
         **register: Any,
     ) -> None:
         self.register = Register(
@@ -76,8 +78,8 @@ class FakeComponent:
         )
         self.name = name
         self.log = log
-        self.refuse: dict[Transition, str] = {}
-        self.silent: set[Transition] = set()
+        self.refuse: dict[Transition, str] = refuse or {}
+        self.silent: set[Transition] = silent or set()
         self.result: dict[str, Any] = {}
         self.state = self.register.state
         self.run: int | None = self.register.run
@@ -155,12 +157,12 @@ class FakeComponent:
         self.log.append((self.name, request.transition, request.why))
         self.asked.put(request)
         error = self.refuse.get(request.transition, "")
-        if not error and (request.why != "failed" or self.state is not State.STOP):
+        ends = request.transition in (Transition.END, Transition.RELEASE)
+        if not error and not (ends and self.state is State.STOP):  # as a real one, which has nothing to end then
             self.state = after(self.state, request.transition)
             self.run = request.run.number if self.state is not State.STOP else None
         if request.transition in self.silent:
             return
-        ends = request.transition in (Transition.END, Transition.RELEASE)
         socket.send(encode(TransitionReply(request.id, error, self.result if ends else {})))
 
 

@@ -53,14 +53,19 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Asking:
-    """The requests that are out. ``waiting_for``: names, for the status and for refusals."""
+    """The requests that are out."""
 
     def __init__(self, directory: Directory, runs: Runs, link: Link) -> None:
         self._directory = directory
         self._runs = runs
         self._link = link
         self._replies: dict[tuple[str, str], asyncio.Future[TransitionReply]] = {}
-        self.waiting_for: list[str] = []
+        self._waiting: dict[object, list[str]] = {}  # by call of `ask`: a rejoin goes on beside a transition
+
+    @property
+    def waiting_for(self) -> list[str]:
+        """Names of those who have not answered yet."""
+        return [name for names in self._waiting.values() for name in names]
 
     def replied(self, name: str, reply: TransitionReply) -> bool:
         """A component answered; False if nobody waits for that (any more)."""
@@ -86,10 +91,11 @@ class Asking:
                 answers[name] = Answer(Outcome.GONE, _gone_text(member))
             else:
                 waits[name] = (member, self._send(name, member, request))
+        call = object()
         try:
-            await self._wait(requests, waits, answers, timeout_s, progress, all_or_none)
+            await self._wait(call, requests, waits, answers, timeout_s, progress, all_or_none)
         finally:
-            self.waiting_for = []
+            self._waiting.pop(call, None)
             for name, request in requests.items():
                 self._replies.pop((name.lower(), request.id), None)
         return {name: answers[name] for name in requests}
@@ -114,6 +120,7 @@ class Asking:
 
     async def _wait(
         self,
+        call: object,
         requests: Mapping[str, TransitionRequest],
         waits: dict[str, tuple[Member, asyncio.Future[TransitionReply]]],
         answers: dict[str, Answer],
@@ -123,7 +130,7 @@ class Asking:
     ) -> None:
         began_s = told_s = time.monotonic()
         while waits and not (all_or_none and any(answer.error for answer in answers.values())):
-            self.waiting_for = list(waits)
+            self._waiting[call] = list(waits)
             await asyncio.wait(
                 [future for _, future in waits.values()], timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED
             )

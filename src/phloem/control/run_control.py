@@ -270,6 +270,7 @@ class RunControl:
         if known is None or known.register.incarnation != register.incarnation:
             where = f"{register.kind}, pid {register.pid} on {register.host}"
             self._messages.add("info", _ORIGIN, f"{register.name} is here ({where})")
+        self._transitions.take_back()  # after the welcome: until that has come, nothing else is listened to
 
     def _welcome(self, register: Register) -> Registered:
         run = self._transitions.run

@@ -23,6 +23,7 @@ from phloem.control.directory import Directory, Member
 from phloem.control.messages import Messages
 from phloem.control.odb import Odb
 from phloem.control.preparation import CurrentRun, Preparation
+from phloem.control.rejoining import Rejoining
 from phloem.control.runs import Runs
 from phloem.model.errors import TransitionError
 from phloem.model.run import Account, RunStatus
@@ -65,6 +66,7 @@ class Transitions:
         self._preparation = preparation
         self._asking = asking
         self._incarnation = incarnation
+        self._rejoining = Rejoining(odb, runs, directory, messages, preparation, asking, incarnation)
         self.state = State.STOP
         self.run: CurrentRun | None = None
         self.under_way: Transition | None = None
@@ -139,12 +141,19 @@ class Transitions:
         if self.under_way is None and self.state is not State.RUN:
             self._reach(register.state)
 
+    def take_back(self) -> None:
+        """Frontends that were started again in mid-run go on in it, unless a transition is under way."""
+        run = self.run
+        if run is not None and self.under_way is None and self.state is not State.STOP:
+            self._rejoining.look(run, self.state, lambda: self.run is run and self.under_way is None)
+
     # the order
 
     async def _everywhere_or_undone(self, transition: Transition, run: CurrentRun, progress: Progress) -> None:
         touched: dict[str, Answer] = {}
         for group in self._groups(transition, run.plans):
             requests = {name: self._request(transition, run, name) for name in group}
+            self._rejoining.take_part(group)
             answers = await self._asking.ask(requests, self._timeout_s(), progress, all_or_none=True)
             touched.update(answers)
             failed = [name for name, answer in answers.items() if answer.error and answer.outcome is not Outcome.LEFT]
@@ -250,6 +259,7 @@ class Transitions:
         finally:
             self.under_way = None
             self._odb.set("/Runinfo/Transition in progress", 0, revision=False, force=True)
+            self.take_back()
 
     def _current(self) -> CurrentRun:
         if self.run is None:
@@ -293,6 +303,7 @@ class Transitions:
         self._runs.close(run.info.number, status, ended_s, document)
         self._preparation.note_time("Stop", ended_s)
         self.run = None
+        self._rejoining.forget()
         self._reach(State.STOP)
         severity = "info" if account.balanced and not problems else "warning"
         balance = "balanced" if account.balanced else f"NOT balanced: {'; '.join(account.losses())}"

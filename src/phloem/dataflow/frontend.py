@@ -143,6 +143,7 @@ class Host(Protocol):
     def wait(self, timeout_s: float) -> None: ...
     def message(self, text: str, severity: str) -> None: ...
     def missed(self, events: int, equipment: str) -> None: ...
+    def counter_restarted(self, serial_number: int, event: int, equipment: str) -> None: ...
 
 
 class Frontend:
@@ -182,6 +183,15 @@ class Frontend:
 
     def begin_of_run(self, run_number: int) -> None:
         """BEGIN: enable the trigger."""
+
+    def rejoin(self, run_number: int, sent: dict[str, int], next_serial: dict[str, int]) -> None:
+        """Instead of `prepare` and `begin_of_run`: the process was started again while the run goes on.
+
+        By equipment name, ``sent``: events sent in this run before; ``next_serial``: the last one's serial number + 1,
+        which the next event gets unless it is given one.
+        """
+        self.prepare(run_number)
+        self.begin_of_run(run_number)
 
     def end_of_run(self, run_number: int) -> None:
         """END: disable the trigger. What the hardware still holds is read afterwards (see ``drain_s``)."""
@@ -233,6 +243,10 @@ class Frontend:
     def missed(self, events: int, equipment: str = "") -> None:
         """The hardware says that it lost ``events`` (its FIFO was full, say): counted beside the account."""
         self.host.missed(events, equipment)
+
+    def counter_restarted(self, serial_number: int, event: int, equipment: str = "") -> None:
+        """The hardware counter begins anew: from here on the fragment that bears ``serial_number`` is of ``event``."""
+        self.host.counter_restarted(serial_number, event, equipment)
 
     def message(self, text: str, severity: str = "info") -> None:
         """A message for people: debug, info, warning or error."""

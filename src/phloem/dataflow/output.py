@@ -22,6 +22,8 @@ __all__ = ["Output", "border_text"]
 
 BEGINNING = "Beginning run"
 ENDING = "Ending run"
+REJOINED = "Rejoined run"
+RESTARTED = "Counter restarted"
 
 
 def border_text(source: str, text: str) -> bytes:
@@ -74,6 +76,29 @@ class Output:
         meta = join_sections([encode_json({**who, "equipment": msgspec.to_builtins(self.equipment)})])
         body = border_text(self.stream.source, BEGINNING)
         self.sender.send_frame(FrameKind.BEGIN_OF_RUN, body, 1, meta)
+
+    def holds(self, run: int) -> bool:
+        """Whether the newest frame of the ring is of that run: a process before this one has begun it."""
+        return self.sender.writer.run == run
+
+    def rejoin(self, who: dict[str, Any]) -> None:
+        """REJOIN: counts, serial numbers and the frames' sequence go on from those of the process before.
+
+        How long that one was blocked, and what its hardware missed, is not in the ring: both count from here.
+        """
+        self.missed = 0
+        self._blocked_before_s = self.sender.blocked_s
+        counted = {"sent": self.sender.writer.total_events, "next_serial": self.next_serial}
+        self._send_rejoin({**who, "equipment": msgspec.to_builtins(self.equipment), **counted}, REJOINED)
+
+    def counter_restarted(self, serial_number: int, event: int) -> None:
+        """From here on the fragment that bears ``serial_number`` belongs to ``event``; both modulo 2^32."""
+        restarted = {"serial_number": serial_number & 0xFFFFFFFF, "event": event & 0xFFFFFFFF}
+        self._send_rejoin({"restarted": restarted}, RESTARTED)
+
+    def _send_rejoin(self, meta: dict[str, Any], text: str) -> None:
+        body = border_text(self.stream.source, text)
+        self.sender.send_frame(FrameKind.REJOIN, body, 1, join_sections([encode_json(meta)]))
 
     def end(self) -> dict[str, Any]:
         """END_OF_RUN, with the counts; they are also the answer to run control."""

@@ -74,6 +74,7 @@ class Readout(Component):
         self._copies = Copies(lambda copy: self._link.offer(copy.equipment, copy), self._warn)
         self._complaints: dict[str, str] = {}
         self._busy_told = False
+        self._rejoins = False  # prepared to go on in a run that has begun; `rejoin` is called at BEGIN
         self._ending_since_s: float | None = None
         self._read_batch: Callable[..., None] | None = getattr(self.frontend, "read_batch", None)
 
@@ -112,13 +113,17 @@ class Readout(Component):
         self.frontend.ended_at_s = None
         self.state = State.READY
         who = {"client": self.name, "host": socket.gethostname(), "pid": os.getpid(), "file": self._file}
+        self._rejoins = request.begun and any(output.holds(request.run.number) for output in self._outputs.values())
         for output in self._outputs.values():
-            output.begin(request.run.number, who)
+            if output.holds(request.run.number):
+                output.rejoin(who)
+            else:
+                output.begin(request.run.number, who)
         try:
-            self._hook("prepare", request.run.number)
-        except PhloemError:  # what has begun must end, or those who read it wait for the end
-            for output in self._outputs.values():
-                output.end()
+            if not self._rejoins:
+                self._hook("prepare", request.run.number)
+        except PhloemError:
+            self._give_up(request)
             raise
         return {"notes": {name: {"continued": o.sender.writer.continued} for name, o in self._outputs.items()}}
 
@@ -130,18 +135,42 @@ class Readout(Component):
         del kept  # lets go of the ring's lock before the new one is made
         return Output(stream, self._keep_waiting)
 
+    def _give_up(self, request: TransitionRequest) -> None:
+        """What has begun must end, or those who read it wait for the end. But a source that was to come back stays as
+        it was, without a writer, so that it can still come back when the fault is mended."""
+        if request.why == "rejoin":
+            self._outputs.clear()
+        for output in self._outputs.values():
+            output.end()
+        self._rejoins = False
+
     def begin(self, request: TransitionRequest) -> Result | None:
         self.frontend.begun_at_s = request.time_s
-        self._hook("begin_of_run", request.run.number)
-        for output in self._read_at(ReadOn.BOR):
-            self._read(output, "at begin of run")
+        try:
+            self._hook_begin(request.run.number)
+            if request.why != "rejoin":
+                for output in self._read_at(ReadOn.BOR):
+                    self._read(output, "at begin of run")
+        except PhloemError:
+            if request.why == "rejoin":
+                self._give_up(request)
+            raise
         self._schedule.restart(time.monotonic())
         return {}
+
+    def _hook_begin(self, run: int) -> None:
+        if not self._rejoins:
+            self._hook("begin_of_run", run)
+            return
+        self._rejoins = False
+        sent = {name: output.sender.writer.total_events for name, output in self._outputs.items()}
+        self._hook("rejoin", run, sent, {name: output.next_serial for name, output in self._outputs.items()})
 
     def end(self, request: TransitionRequest) -> Result | None:
         self.frontend.ended_at_s = request.time_s or None
         try:
-            self._hook("end_of_run", request.run.number)
+            if not self._rejoins:  # else the end came before the user's code knew of the run
+                self._hook("end_of_run", request.run.number)
             if self.state == State.RUN:
                 self._drain()
         except PhloemError as error:  # whatever user code does: the border is sent, or the others would wait for it
@@ -150,6 +179,7 @@ class Readout(Component):
         sent = {name: output.end() for name, output in self._outputs.items()}
         self._tell_busy(0.0)
         self._schedule = Schedule(self._current)
+        self._rejoins = False
         self.frontend.run = None
         return {"sent": sent}
 
@@ -373,9 +403,7 @@ class Readout(Component):
 
     def send(self, draft: EventDraft | BatchDraft) -> None:
         """Send outside of `read`, in READY or RUN."""
-        if self.state == State.STOP or not self._outputs:
-            raise TransitionError(f"{self.name} cannot send: no run is prepared")
-        output = self._output_of(draft)
+        output = self._output(draft.equipment)
         if output.left == 0:
             raise TransitionError(
                 f"{output.equipment.name} has its {output.equipment.event_limit:g} events of this run"
@@ -385,14 +413,21 @@ class Readout(Component):
 
     def full(self, draft: EventDraft | BatchDraft) -> bool:
         """Whether the equipment has all its events in this run (Event limit)."""
-        return self.state != State.STOP and bool(self._outputs) and self._output_of(draft).left == 0
+        return self.state != State.STOP and bool(self._outputs) and self._output(draft.equipment).left == 0
 
-    def _output_of(self, draft: EventDraft | BatchDraft) -> Output:
-        name = draft.equipment or next(iter(self._outputs))
+    def _output(self, equipment: str) -> Output:
+        """The way out of an equipment, or of the first one."""
+        if self.state == State.STOP or not self._outputs:
+            raise TransitionError(f"{self.name} cannot send: no run is prepared")
+        name = equipment or next(iter(self._outputs))
         output = self._outputs.get(name)
         if output is None:
             raise SettingsError(f"{self.name} has no equipment {name!r} in this run; it has {list(self._outputs)}")
         return output
+
+    def counter_restarted(self, serial_number: int, event: int, equipment: str) -> None:
+        """The hardware counter begins anew."""
+        self._output(equipment).counter_restarted(serial_number, event)
 
     def wait(self, timeout_s: float) -> None:
         """Sleep, but not through what run control asks."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, ClassVar
 
 from phloem.dataflow.frontend import EventDraft, Frontend
@@ -30,13 +31,19 @@ class Replay(Frontend):
     def prepare(self, run_number: int) -> None:
         if not self.settings["File"]:
             raise SettingsError(f"{self.name}: the setting 'File' is empty; name a .mid file")
-        self._events = self._recorded(str(self.settings["File"]))
+        self._events: Iterator[bytes] = self._recorded(str(self.settings["File"]))
         self._next_event: bytes | None = None
         self._sent = 0
 
     def begin_of_run(self, run_number: int) -> None:
         self._began_s = time.monotonic()
         self._next_event = next(self._events, None)
+
+    def rejoin(self, run_number: int, sent: dict[str, int], next_serial: dict[str, int]) -> None:
+        """Go on behind what was sent before."""
+        self.prepare(run_number)
+        self._events = islice(self._events, sum(sent.values()), None)
+        self.begin_of_run(run_number)
 
     def _recorded(self, path: str) -> Iterator[bytes]:
         wanted = int(self.settings["Event id"])

@@ -53,6 +53,7 @@ class Simulated(Frontend):
 
     def init(self) -> None:
         self._bank = f"AD{self.index % 100:02d}"
+        self._skipped = False
         self._adc = np.zeros((1, 1), "<u2")
         self._shape()
 
@@ -70,6 +71,7 @@ class Simulated(Frontend):
         self._rate_hz = float(self.settings["Rate Hz"])
         self._events = int(self.settings["Events"])
         self._sent = 0
+        self._skipped = False  # numbers were skipped, so that the next event cannot just be counted on
         self._began_s: float | None = None
         early = int(self.settings["Send in READY"])
         while self._sent < early:
@@ -77,6 +79,18 @@ class Simulated(Frontend):
 
     def begin_of_run(self, run_number: int) -> None:
         self._began_s = self.begun_at_s
+
+    def rejoin(self, run_number: int, sent: dict[str, int], next_serial: dict[str, int]) -> None:
+        """The trigger has gone on: what it fired meanwhile is missed, and what comes now bears its number."""
+        self._shape()
+        self._rate_hz = float(self.settings["Rate Hz"])
+        self._events = int(self.settings["Events"])
+        self._sent = max(next_serial.values())
+        self._began_s = self.begun_at_s
+        missed = self._triggered() if self._rate_hz else 0
+        self.missed(missed)
+        self._sent += missed
+        self._skipped = missed > 0
 
     def end_of_run(self, run_number: int) -> None:
         """The imaginary trigger goes on for a moment after the end was asked for, so that all see the same last one."""
@@ -118,7 +132,11 @@ class Simulated(Frontend):
         return adc
 
     def read_batch(self, batch: BatchDraft) -> None:
+        first = self._sent
         batch.bank(self._bank, self._next(self._triggered()))
+        if self._skipped:
+            self._skipped = False
+            batch.serial_numbers = np.arange(first, self._sent, dtype="<u4")
 
 
 class SimulatedPerEvent(Simulated):
@@ -133,6 +151,9 @@ class SimulatedPerEvent(Simulated):
 
     def read(self, event: EventDraft) -> None:
         event.bank(self._bank, self._adc[self._sent % len(self._adc)])
+        if self._skipped:
+            self._skipped = False
+            event.serial_number = self._sent
         self._sent += 1
 
 

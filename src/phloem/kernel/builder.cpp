@@ -75,7 +75,8 @@ void Builder::add_copy(uint32_t source, uint32_t run, const uint8_t* body, size_
 
 void Builder::add_border(uint32_t source, uint64_t sequence, uint64_t position) {
     Source& s = sources_.at(source);
-    s.border = false;
+    s.border = s.blind = false;
+    s.absent = Cause{};  // it is back, if it was away
     s.frames.push_back({nullptr, 0, 0, sequence, position, {}, {}, 0, 0, 0});
     release_front(s);
 }

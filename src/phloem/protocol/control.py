@@ -180,7 +180,8 @@ class TransitionRequest(Message, frozen=True):
 
     ``time_s``: when run control asked for the transition, seconds since 1970, the same for all components.
     ``collected``: replies of the components before this one, by name: the builder needs none, the logger writes
-    the account from it. ``why``: "end", "released", "failed".
+    the account from it. ``why``: "end", "released", "failed"; "rejoin" for PREPARE and BEGIN of a frontend that came
+    back in mid-run: ``settings`` are the run's then, and ``begun`` says whether the state is RUN: BEGIN follows.
     """
 
     id: str
@@ -193,6 +194,7 @@ class TransitionRequest(Message, frozen=True):
     collected: dict[str, dict[str, Any]] = {}
     odb_json: str = ""
     why: str = ""
+    begun: bool = False
 
 
 class TransitionReply(Message, frozen=True):
