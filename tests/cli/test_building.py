@@ -48,7 +48,7 @@ STATUS: dict[str, Any] = {
             "counters": {"events": 1190, "incomplete": 4, "oldest_open": 1235},
             "rates": {"events_per_s": 98.0, "kb_per_s": 1000.0, "oldest_open_s": 3.25},
             "waiting_for": "Trigger02 (event 1235)",
-            "sources": {"Trigger01": SAID, "Trigger02": {**SAID, "required": 0.0, "flagged": 1.0, "skew": 0.0}},
+            "sources": {"Trigger01": SAID, "Trigger02": {**SAID, "required": 0.0, "absent": 1.0, "skew": 0.0}},
         },
         {"name": "Logger", "kind": "logger", "health": "ok", "sources": {"EB": {}}},
     ]
@@ -94,7 +94,7 @@ def test_each_source_has_a_row_and_the_oldest_open_event_a_line() -> None:
     ]
 
 
-def test_a_source_that_is_not_waited_for_is_flagged_absent() -> None:
+def test_a_source_that_is_not_waited_for_is_said_to_be_absent() -> None:
     status = copy.deepcopy(STATUS)
     status["components"][1]["health"] = "ok"
     row = next(line for line in shown(status) if line.startswith("Trigger02"))

@@ -127,10 +127,13 @@ def _row(part: dict[str, Any]) -> Iterator[RenderableType]:
 
 
 def _flags(part: dict[str, Any]) -> Text:
-    """The frontend's health if it is not well, else ``absent``: not waited for until it sends again."""
+    """The frontend's health if it is not well; ``restarted``: its counter has, and nothing of it is built any more;
+    ``absent``: not waited for until it sends again."""
     if part["frontend_health"] != "ok":
         return Text(part["frontend_health"], style=COLOURS.get(part["frontend_health"], ""))
-    return Text("absent", style="red") if part.get("flagged") else Text("")
+    if part.get("flagged"):
+        return Text("restarted", style="bold red")
+    return Text("absent", style="red") if part.get("absent") else Text("")
 
 
 def _number(part: dict[str, Any], name: str) -> str:

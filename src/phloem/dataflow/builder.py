@@ -480,15 +480,21 @@ class EventBuilder(Component):
         number, receiver = source.number, source.receiver
         part: dict[str, float] = dict(zip(FATES, kernel.fates(number), strict=True))
         part["last_serial"] = kernel.last_serial(number)
-        highest = max(kernel.highest_key(other.number) for other in self._inputs)
-        part["skew"] = highest - kernel.highest_key(number) if kernel.highest_key(number) else 0
+        part["skew"] = self._skew(kernel, source)
         waiting = receiver.newest_total(self._run_number) - source.last_total
         part["backlog_events"] = max(0, waiting) + kernel.backlog(number)
         part["backlog_bytes"] = receiver.backlog_bytes
         part["backlog_percent"] = round(100 * receiver.fill, 1)
         part["required"] = int(source.required)
         part["flagged"] = int(kernel.restarted(number))
+        part["absent"] = int(kernel.absent(number))
         return part
+
+    def _skew(self, kernel: Builder, source: BuilderInput) -> int:
+        """How far it is ahead of all others (positive) or behind the first of them: events, or ns by time."""
+        own = kernel.highest_key(source.number)
+        others = [kernel.highest_key(other.number) for other in self._inputs if other is not source]
+        return own - max(others) if own and any(others) else 0
 
     def leave(self) -> None:
         self._out = self._sender = None

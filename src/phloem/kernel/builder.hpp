@@ -161,6 +161,7 @@ class Builder {
     uint64_t released(uint32_t source) const { return sources_[source].released; }
     const Fates& fates(uint32_t source) const { return sources_[source].fates; }
     bool restarted(uint32_t source) const { return sources_.at(source).restarted; }
+    bool absent(uint32_t source) const { return sources_.at(source).absent != Cause{}; }
     uint64_t events_built() const { return events_built_; }
     uint64_t events_incomplete() const { return events_incomplete_; }
     uint64_t events_too_large() const { return events_too_large_; }

@@ -302,6 +302,7 @@ void bind_status(nb::class_<Builder>& builder) {
              "source"_a, "cause"_a)
         .def("released", &Builder::released, "source"_a)
         .def("restarted", &Builder::restarted, "source"_a)
+        .def("absent", &Builder::absent, "source"_a)
         .def("fates",
              [](const Builder& b, uint32_t source) {
                  const Fates& f = b.fates(source);
