@@ -21,6 +21,12 @@ ROWS: list[tuple[str, list[str]]] = [
     ("2 x 64 B", ["--fragments", "2", "--payload", "64"]),
     ("2 x 64 B, logged to RAM", ["--fragments", "2", "--payload", "64", "--log", "/dev/shm"]),
     ("2 x 64 B, a Python call per event", ["--fragments", "2", "--payload", "64", "--per-event"]),
+    ("2 x 64 B and identity, no faults", ["--fragments", "2", "--payload", "64", "--drop", "0"]),
+    ("the same, 0.1 % lost", ["--fragments", "2", "--payload", "64", "--drop", "1e-3"]),
+    (
+        "the same, 0.1 % lost, 0.1 % twice",
+        ["--fragments", "2", "--payload", "64", "--drop", "1e-3", "--duplicate", "1e-3"],
+    ),
     ("2 x 1 kB", ["--fragments", "2", "--payload", "1024"]),
     ("2 x 16 kB", ["--fragments", "2", "--payload", "16384"]),
     ("2 x 256 kB", ["--fragments", "2", "--payload", "262144"]),

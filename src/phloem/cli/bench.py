@@ -36,6 +36,14 @@ def add_to(app: typer.Typer) -> None:
 FragmentsOption = Annotated[int, typer.Option(help="frontends", min=1, max=99)]
 PayloadOption = Annotated[int, typer.Option(help="bytes in each fragment", min=2)]
 SecondsOption = Annotated[float, typer.Option(help="length of the run", min=0.5)]
+DropOption = Annotated[
+    float | None,
+    typer.Option(metavar="RATE", help="faulty frontends that lose so many of their fragments", min=0, max=0.5),
+]
+DuplicateOption = Annotated[
+    float | None,
+    typer.Option(metavar="RATE", help="faulty frontends that send so many of their fragments twice", min=0, max=0.5),
+]
 
 
 def evb(
@@ -44,9 +52,17 @@ def evb(
     seconds: SecondsOption = 5.0,
     log: Annotated[str, typer.Option(metavar="DIR", help="write the events to a file in this directory")] = "",
     per_event: Annotated[bool, typer.Option(help="one Python call per event instead of batches")] = False,
+    drop: DropOption = None,
+    duplicate: DuplicateOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Frontends at full speed, builder, and a reader of every byte. Example: phloem bench evb --payload 1024"""
+    """Frontends at full speed, builder, and a reader of every byte. Example: phloem bench evb --payload 1024
+
+    With --drop or --duplicate the frontends are faulty ones, whose fragments have a bank more: compare with --drop 0.
+    """
+    faulty = drop is not None or duplicate is not None
+    if faulty and per_event:
+        raise typer.BadParameter("faulty frontends send batches: leave out --per-event, or --drop and --duplicate")
     options = DemoOptions(
         frontends=fragments,
         payload_bytes=payload,
@@ -55,9 +71,12 @@ def evb(
         name="bench",
         checker=not log,
     )
-    found = _measured(options, seconds, log)
+    text = experiment_text(options)
+    found = _measured(_with_faults(text, drop or 0.0, duplicate or 0.0) if faulty else text, seconds, log)
     document = found["document"]
     parts = document["account"]["sources"].values()
+    # Of a trigger that no source has there is no event: the reader sees a gap where nothing is lost.
+    gaps = 0 if faulty else found["out_of_order"]
     events = sum(part["built"] for part in parts) // fragments
     result = {
         "fragments": fragments,
@@ -66,7 +85,8 @@ def evb(
         "mb_per_s": events * fragments * payload / document["seconds"] / 1e6,
         "seconds": document["seconds"],
         "events": events,
-        "lost": sum(part["lost"] or 0 for part in parts) + found["out_of_order"],
+        **{fate: sum(part[fate] for part in parts) for fate in ("incomplete", "late", "duplicate") if faulty},
+        "lost": sum(part["lost"] or 0 for part in parts) + gaps,
         "balanced": document["balanced"],
         "cpu_s": found["cpu_s"],
         "memory_bytes": found["memory_bytes"],
@@ -87,7 +107,7 @@ def latency(
 ) -> None:
     """Time from a frontend's read to the built event at its reader. Example: phloem bench latency --rate 1000"""
     options = DemoOptions(frontends=fragments, payload_bytes=64, rate_hz=rate, name="bench", checker=True, latency=True)
-    found = _measured(options, seconds, "")
+    found = _measured(experiment_text(options), seconds, "")
     rates = found["rates"]
     result = {
         "rate_hz": rate,
@@ -157,11 +177,18 @@ def _read_ring(path: str, folder: str) -> None:
         reader.release(end)
 
 
-def _measured(options: DemoOptions, seconds: float, log: str) -> dict[str, Any]:
+def _with_faults(text: str, drop: float, duplicate: float) -> str:
+    """The experiment file with faulty frontends in the place of the simulated ones."""
+    faults = f'"Drop rate" = {drop}\n"Duplicate rate" = {duplicate}\n'
+    text = text.replace('"phloem.frontends.simulated:Simulated"', '"phloem.frontends.faulty:Faulty"')
+    return text.replace("[frontend.settings]\n", f"[frontend.settings]\n{faults}")
+
+
+def _measured(text: str, seconds: float, log: str) -> dict[str, Any]:
     """One run with real processes: its document, CPU seconds and memory per process, the reader's rates."""
     with tempfile.TemporaryDirectory(prefix="phloem-bench-", dir=log or None) as folder:
         path = Path(folder) / "bench.toml"
-        path.write_text(experiment_text(options))
+        path.write_text(text)
         with Launcher(load(path)) as launcher:
             launcher.start()
             launcher.operator.start_run().result(timeout_s=60)
