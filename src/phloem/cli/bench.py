@@ -54,11 +54,12 @@ def evb(
     per_event: Annotated[bool, typer.Option(help="one Python call per event instead of batches")] = False,
     drop: DropOption = None,
     duplicate: DuplicateOption = None,
+    user_code: Annotated[str, typer.Option(metavar="FILE.py", help="the builder's user code")] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Frontends at full speed, builder, and a reader of every byte. Example: phloem bench evb --payload 1024
 
-    With --drop or --duplicate the frontends are faulty ones, whose fragments have a bank more: compare with --drop 0.
+    With --drop or --duplicate the frontends give each serial number themselves: compare with --drop 0.
     """
     faulty = drop is not None or duplicate is not None
     if faulty and per_event:
@@ -72,7 +73,11 @@ def evb(
         checker=not log,
     )
     text = experiment_text(options)
-    found = _measured(_with_faults(text, drop or 0.0, duplicate or 0.0) if faulty else text, seconds, log)
+    if faulty:
+        text = _with_faults(text, drop or 0.0, duplicate or 0.0)
+    if user_code:
+        text += f'\n[builder.EB.settings]\n"User code" = "{Path(user_code).resolve()}"\n'
+    found = _measured(text, seconds, log)
     document = found["document"]
     parts = document["account"]["sources"].values()
     # Of a trigger that no source has there is no event: the reader sees a gap where nothing is lost.
@@ -180,7 +185,7 @@ def _read_ring(path: str, folder: str) -> None:
 def _with_faults(text: str, drop: float, duplicate: float) -> str:
     """The experiment file with faulty frontends in the place of the simulated ones."""
     faults = f'"Drop rate" = {drop}\n"Duplicate rate" = {duplicate}\n'
-    text = text.replace('"phloem.frontends.simulated:Simulated"', '"phloem.frontends.faulty:Faulty"')
+    text = text.replace('"phloem.frontends.simulated:Simulated"', '"phloem.frontends.repeated:RepeatedFaults"')
     return text.replace("[frontend.settings]\n", f"[frontend.settings]\n{faults}")
 
 
