@@ -188,3 +188,16 @@ def test_what_the_code_sees_and_that_a_fragment_dies_when_its_event_leaves(lab: 
         _, events = take_run(live, 50)
     last = {bank.name: bank for bank in banks_of(events[-1])}
     assert last["TEXT"].data == b"EventError\0"
+
+
+def test_times_may_come_from_a_function_of_the_user(lab: Lab) -> None:
+    example(lab, "by_time.py", Match='"time"', Window_ns="20_000_000")
+    text = (lab.folder / "lab.toml").read_text().replace("simulated:Simulated", "simulated:Timed")
+    lab.write(text.replace('"Rate Hz" = 1000.0', '"Rate Hz" = 20.0'))
+    with lab.up() as live:
+        document, events = take_run(live, 20)
+    times = [[bank.values[0] for bank in banks_of(event) if bank.name in ("TI01", "TI02")] for event in events]
+    assert [event.serial_number for event in events] == list(range(len(events)))
+    assert sum(len(both) == 2 for both in times) >= 15
+    assert all(max(both) - min(both) <= 20_000_000 for both in times)
+    assert document["account"]["sources"]["Trigger01"]["quarantined"] == 0

@@ -151,6 +151,9 @@ class Host:
     def missed(self, events: int, equipment: str) -> None:
         raise AssertionError("the hardware missed nothing")
 
+    def counter_restarted(self, serial_number: int, event: int, equipment: str) -> None:
+        raise AssertionError("its counter did not restart")
+
 
 def frontend(host: Host, log: Path | str, **settings: Any) -> Faulty:
     """One with index 1 in RUN. ``_`` in a setting is a blank. Its batches are 8 slots long."""

@@ -431,6 +431,8 @@ class EventBuilder(Component):
         for name, number in lost.items():
             if number:
                 self._warn(f"{name} sent {number} fragments that never came here")
+        if self._user is not None and self._user.errors:
+            self._warn(f"user code failed in {self._user.errors} events, which are counted as discarded")
         if kernel.not_kept:
             self._warn(f"{kernel.not_kept} late fragments were too large for a frame and are counted, but not kept")
         text = border_text(self._equipment.name, ENDING)
@@ -466,6 +468,8 @@ class EventBuilder(Component):
         for name, part in sources.items():
             part["events_per_s"] = per_s.get(f"{name} received", 0.0)
         rates = {"events_per_s": per_s.get("events", 0.0), "kb_per_s": per_s.get("bytes", 0.0) / 1024}
+        if self._user is not None:
+            counters["user_errors"] = self._user.errors
         if kernel.has_open:
             if self._open is None or self._open[0] != kernel.oldest_serial:
                 self._open = (kernel.oldest_serial, now_s)
