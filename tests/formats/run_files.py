@@ -26,6 +26,24 @@ def data_event(serial: int, n_values: int = 2, event_id: int = 1, form: BankForm
     return encode_event(Event(event_id, 0xFFFF, serial, TIME, 0, form, banks))
 
 
+def late_event(serial: int, source: bytes = b"fe01") -> bytes:
+    """A late fragment as the builder leaves it: two bytes, and the bank LATE with its source."""
+    banks = (
+        Bank("BYTS", TID.UINT8, np.array([serial, 7], dtype=np.uint8)),
+        Bank("LATE", TID.STRING, np.frombuffer(source + b"\0", dtype="S1")),
+    )
+    return encode_event(Event(1, 0, serial, TIME, 0, BankFormat.BANK32A, banks))
+
+
+def quarantined_event(content: bytes = b"no event", why: bytes = b"fe02\0its size cannot be believed\0") -> bytes:
+    """Bytes in quarantine as the builder leaves them."""
+    banks = (
+        Bank("QUAR", TID.UINT8, np.frombuffer(content, dtype=np.uint8)),
+        Bank("WHYQ", TID.STRING, np.frombuffer(why, dtype="S1")),
+    )
+    return encode_event(Event(1, 0, 0, 0, 0, BankFormat.BANK32A, banks))
+
+
 def border(begin: bool, run_number: int = 7) -> bytes:
     """A begin or end of run."""
     return run_event(begin, run_number, TIME, ODB)

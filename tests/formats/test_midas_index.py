@@ -15,6 +15,7 @@ from phloem.formats.midas.index import (
     Journal,
     Record,
     RunRecord,
+    SideRecord,
     StreamRecord,
     SubrunRecord,
     find_index,
@@ -63,8 +64,61 @@ def written(path: Path) -> bytes:
     return path.read_bytes()
 
 
+# Two stretches, of which a block follows the first, and then the close.
+SIDE_RECORDS: tuple[Record, ...] = (
+    SideRecord("run00042.late.mid", 72, 144, 0xFEEDBEEF, 2),
+    BlockRecord(0, 150, 8, 360, 8, 1, 0, None, None),
+    SideRecord("run00042.quarantine.mid", 1 << 33, 8, 9, 1),
+    CloseRecord("complete", 5, 158, b"{}"),
+)
+SIDE_HAND = (
+    *HAND[:6],
+    record(7, 6, b"\x11\0run00042.late.mid" + struct.pack("<QQII", 72, 144, 0xFEEDBEEF, 2)),
+    record(4, 7, struct.pack("<IIQQQQIIIIH", 0, 0, 150, 8, 360, 8, 1, 0, 0, 0, 0)),
+    record(7, 8, b"\x17\0run00042.quarantine.mid" + struct.pack("<QQII", 1 << 33, 8, 9, 1)),
+    record(6, 9, b"\x08\0complete" + struct.pack("<QQ", 5, 158) + b"\x02\0\0\0" + b"{}"),
+)
+
+
 def test_records_are_the_bytes_written_by_hand(tmp_path: Path) -> None:
     assert written(tmp_path / "run.idx") == b"".join(HAND)
+
+
+def test_records_of_side_files_are_the_bytes_written_by_hand(tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path / "run.idx")
+    for each in (*RECORDS[:6], *SIDE_RECORDS):
+        journal.append(each)
+    journal.close()
+    assert (tmp_path / "run.idx").read_bytes() == b"".join(SIDE_HAND)
+
+
+def test_a_stretch_of_a_side_file_counts_once_a_block_or_the_close_follows(tmp_path: Path) -> None:
+    late, quarantine = SIDE_RECORDS[0], SIDE_RECORDS[2]
+    at = [sum(map(len, SIDE_HAND[:n])) for n in range(len(SIDE_HAND) + 1)]
+    for n_records, sides, waiting, waiting_from in (
+        (6, [], [], 0),
+        (7, [], [late], at[6]),
+        (8, [late], [], at[6]),
+        (9, [late], [quarantine], at[8]),
+        (10, [late, quarantine], [], at[8]),
+    ):
+        (tmp_path / "run.idx").write_bytes(b"".join(SIDE_HAND[:n_records]))
+        index = read_index(tmp_path / "run.idx")
+        assert (index.damage, index.sides, index.waiting, index.waiting_from) == (None, sides, waiting, waiting_from)
+        assert index.end == at[n_records]
+        assert index.files() == {"run00042.mid", *(side.file for side in (*sides, *waiting))}  # type: ignore[union-attr]
+    assert index.side_files() == ["run00042.late.mid", "run00042.quarantine.mid"]
+    assert index.sides_of("run00042.late.mid") == [late]
+
+
+def test_a_flip_or_cut_at_any_byte_of_a_side_record_is_found(tmp_path: Path) -> None:
+    path, data = tmp_path / "run.idx", b"".join(SIDE_HAND[:7])
+    for place in range(len(data) - len(SIDE_HAND[6]), len(data)):
+        for damaged in (data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :], data[:place]):
+            path.write_bytes(damaged)
+            index = read_index(path)
+            assert (index.records, index.waiting) == (6, [])
+            assert (index.damage is None) == (len(damaged) == index.end)
 
 
 def test_the_reader_gives_back_what_was_appended(tmp_path: Path) -> None:
@@ -118,6 +172,8 @@ def test_a_flip_of_any_byte_is_found_and_ends_the_reading_there(tmp_path: Path) 
         (HAND[0] + record(2, 1, HAND[1][20:-4] + b"x"), "payload has 19 bytes, expected 18"),
         (HAND[0] + record(2, 1, HAND[1][20:-5]), "expected 18 or more"),
         (HAND[0] + HAND[1] + record(4, 2, HAND[4][20:-4]), r"streams \[0\]: not defined"),
+        (HAND[0] + record(7, 1, SIDE_HAND[6][20:-4] + b"x"), "payload has 44 bytes, expected 43"),
+        (HAND[0] + record(7, 1, SIDE_HAND[6][20:-5]), "payload has 42 bytes, expected 43 or more"),
         (HAND[0] + record(4, 1, HAND[3][20:-4]), "subrun 0"),
     ],
 )
@@ -157,6 +213,19 @@ def test_the_index_of_a_subrun_is_the_one_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "run00042.idx").write_bytes(HAND[0] + HAND[1] + record(2, 2, b"\1\0\0\0\x0e\0run00042_1.mid"))
     assert find_index(tmp_path / "run00042_1.mid") == tmp_path / "run00042.idx"
     assert find_index(tmp_path / "run00042_2.mid") is None
+
+
+def test_the_index_of_a_side_file_is_that_of_its_run(tmp_path: Path) -> None:
+    assert find_index(tmp_path / "run00042.late.mid") is None
+    (tmp_path / "run00042.idx").write_bytes(b"")  # damaged: it names nothing
+    assert find_index(tmp_path / "run00042.late.mid") == tmp_path / "run00042.idx"
+    assert find_index(tmp_path / "run00042.early.mid") is None
+    # Named after the first file of a run with subruns, whose index bears another name.
+    name = b"run00042_0.quarantine.mid"
+    side = record(7, 2, len(name).to_bytes(2, "little") + name + bytes(24))
+    (tmp_path / "run00042.idx").write_bytes(HAND[0] + HAND[1] + side)
+    assert find_index(tmp_path / name.decode()) == tmp_path / "run00042.idx"
+    assert find_index(tmp_path / "run00042_0.late.mid") is None
 
 
 def test_an_index_that_is_not_there_is_named(tmp_path: Path) -> None:

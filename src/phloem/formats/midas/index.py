@@ -32,10 +32,14 @@ kind   name    payload: width and meaning in this order
                and each: 2 stream index, 8 ring generation, 8 frame sequence number, 8 events sent so far
 5      MARK    text source; 4 first and 4 last serial number; text cause; 4 length and both numbers unwrapped (u64 each)
 6      CLOSE   text status; 8 events and 8 bytes on disk of all subruns; 4 length and the account as JSON
+7      SIDE    text name of a side file, without a folder; 8 offset; 8 length; 4 CRC32C of these bytes; 4
+               number of events. The first one of a file is empty and written before the file is made
 ====== ======= =============================================================================================
 
 The bytes of a block are in the file before its record is appended: a torn last record is what a killed writer
 leaves, and the reader reports it. A run that was closed may be continued by a recovery; the last record says.
+The same holds for SIDE, which comes before the BLOCK of the frames that carried its events: it counts once a
+BLOCK or CLOSE record follows. A writer that goes on cuts the index at the first SIDE record that does not count.
 """
 
 from __future__ import annotations
@@ -51,9 +55,11 @@ import crc32c
 import msgspec
 
 from phloem.formats.base import Mark, Position
-from phloem.model.errors import FormatError, NotFoundError, SettingsError
+from phloem.formats.midas.disk import create_exclusively, truncate, write_at
+from phloem.model.errors import FormatError, NotFoundError
 
 __all__ = [
+    "SIDES",
     "BlockRecord",
     "CloseRecord",
     "Index",
@@ -61,16 +67,22 @@ __all__ = [
     "Kind",
     "Record",
     "RunRecord",
+    "SideRecord",
     "StreamRecord",
     "SubrunRecord",
     "find_index",
     "index_path",
+    "is_side_name",
+    "parse_index",
     "read_index",
+    "side_path",
+    "stem_of",
 ]
 
 MAGIC = b"PIDX"
 VERSION = 1
 HAS_SERIALS = 1
+SIDES = ("late", "quarantine")  # names of side files, between the run's name and ``.mid``
 
 _HEADER = struct.Struct("<4sHHIQ")
 _CRC = struct.Struct("<I")
@@ -80,6 +92,7 @@ _POSITION = struct.Struct("<HQQQ")
 _LENGTH = struct.Struct("<I")
 _SERIALS = struct.Struct("<II")
 _TOTALS = struct.Struct("<QQ")
+_SIDE = struct.Struct("<QQII")
 _SUFFIXES = (".mid", ".mid.gz", ".mid.lz4", ".mid.zst")
 
 
@@ -92,6 +105,7 @@ class Kind(IntEnum):
     BLOCK = 4
     MARK = 5
     CLOSE = 6
+    SIDE = 7
 
 
 class RunRecord(NamedTuple):
@@ -145,7 +159,17 @@ class CloseRecord(NamedTuple):
     account: bytes
 
 
-Record: TypeAlias = RunRecord | SubrunRecord | StreamRecord | BlockRecord | Mark | CloseRecord
+class SideRecord(NamedTuple):
+    """A stretch of a side file, in the folder of the index."""
+
+    file: str
+    offset: int
+    length: int
+    crc: int
+    n_events: int
+
+
+Record: TypeAlias = RunRecord | SubrunRecord | StreamRecord | BlockRecord | Mark | CloseRecord | SideRecord
 
 
 def _text(text: str) -> bytes:
@@ -189,6 +213,8 @@ def _encode(record: Record) -> tuple[Kind, bytes]:
             return Kind.CLOSE, b"".join(
                 (_text(status), _TOTALS.pack(events, size), _LENGTH.pack(len(account)), account)
             )
+        case SideRecord(file, offset, length, crc, n_events):
+            return Kind.SIDE, _text(file) + _SIDE.pack(offset, length, crc, n_events)
 
 
 class _Payload:
@@ -256,6 +282,7 @@ _DECODERS: dict[int, Callable[[_Payload], Record]] = {
     Kind.BLOCK: _decode_block,
     Kind.MARK: _decode_mark,
     Kind.CLOSE: _decode_close,
+    Kind.SIDE: lambda p: SideRecord(p.text(), *p.numbers(_SIDE)),
 }
 
 
@@ -299,35 +326,11 @@ class Journal:
         os.close(self._fd)
 
 
-def create_exclusively(path: str | Path) -> int:
-    """A new file, open for writing and reading; a file that exists is never touched."""
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    except FileExistsError:
-        raise SettingsError(
-            f"{path} exists and is not overwritten; choose another run number or move the file away",
-            path=str(path),
-        ) from None
-
-
-def write_at(fd: int, data: memoryview, offset: int) -> None:
-    """Write all of ``data`` at ``offset``, however short the single writes are."""
-    done, size = 0, len(data)
-    while done < size:
-        done += os.pwrite(fd, data[done:] if done else data, offset + done)
-
-
-def truncate(fd: int, size: int) -> None:
-    """Cut a file, if the disk lets us: what is beyond ``size`` is overwritten later in any case."""
-    try:
-        os.ftruncate(fd, size)
-    except OSError:
-        return
-
-
 class Index(msgspec.Struct):
     """What an index file says. ``blocks``, ``marks``: in file order. ``places``: where blocks' records begin.
 
+    ``sides``: the stretches of side files that count. ``waiting``: those that no block follows yet; the records
+    from ``waiting_from`` on, where the first of them begins, are dropped by a writer that goes on.
     ``end``: end of the last whole record, ``records`` their number. ``damage``: what is wrong from there on;
     ``torn`` if that is merely a last record that was not written whole. ``close``: None if records follow it.
     """
@@ -339,6 +342,9 @@ class Index(msgspec.Struct):
     blocks: list[BlockRecord] = []
     places: list[int] = []
     marks: list[Mark] = []
+    sides: list[SideRecord] = []
+    waiting: list[SideRecord] = []
+    waiting_from: int = 0
     close: CloseRecord | None = None
     end: int = 0
     records: int = 0
@@ -348,6 +354,19 @@ class Index(msgspec.Struct):
     def blocks_of(self, subrun: int) -> list[BlockRecord]:
         """The blocks of one subrun in file order."""
         return [block for block in self.blocks if block.subrun == subrun]
+
+    def files(self) -> set[str]:
+        """Names of all files that the records speak of, whether they count or not."""
+        sides = {side.file for side in (*self.sides, *self.waiting)}
+        return sides | {subrun.file for subrun in self.subruns}
+
+    def side_files(self) -> list[str]:
+        """Names of the side files, in the order in which they were made."""
+        return list(dict.fromkeys(side.file for side in self.sides))
+
+    def sides_of(self, file: str) -> list[SideRecord]:
+        """The stretches of one side file that count, in file order."""
+        return [side for side in self.sides if side.file == file]
 
     def positions(self) -> dict[str, Position]:
         """The last position of each stream: where a restarted reader goes on."""
@@ -373,6 +392,7 @@ class Index(msgspec.Struct):
                     raise ValueError(f"a block names subrun {record.subrun} or streams {unknown}: not defined")
                 self.blocks.append(record)
                 self.places.append(place)
+                self._settle_sides()
             case RunRecord():
                 self.run = record
             case SubrunRecord():
@@ -383,6 +403,15 @@ class Index(msgspec.Struct):
                 self.marks.append(record)
             case CloseRecord():
                 self.close = record
+                self._settle_sides()
+            case SideRecord():
+                if not self.waiting:
+                    self.waiting_from = place
+                self.waiting.append(record)
+
+    def _settle_sides(self) -> None:
+        self.sides += self.waiting
+        self.waiting = []
 
 
 def read_index(path: str | Path) -> Index:
@@ -391,13 +420,18 @@ def read_index(path: str | Path) -> Index:
         data = Path(path).read_bytes()
     except FileNotFoundError:
         raise NotFoundError(f"there is no index {path}", path=str(path)) from None
-    index = Index(str(path))
+    return parse_index(data, str(path))
+
+
+def parse_index(data: bytes, path: str) -> Index:
+    """The content of an index file; as `read_index`."""
+    index = Index(path)
     try:
-        for place, end, record in _records(data, str(path)):
+        for place, end, record in _records(data, path):
             try:
                 index._take(record, place)
             except ValueError as error:
-                raise FormatError(str(error), str(path), place) from None
+                raise FormatError(str(error), path, place) from None
             index.end, index.records = end, index.records + 1
     except FormatError as error:
         index.damage = error
@@ -449,14 +483,28 @@ def index_path(path: str | Path) -> Path:
     return Path(path).with_name(stem_of(path) + ".idx")
 
 
+def side_path(first: Path, name: str) -> Path:
+    """Where a side file of a run is whose first file is ``first``."""
+    return first.with_name(f"{stem_of(first)}.{name}.mid")
+
+
+def is_side_name(path: str | Path) -> bool:
+    """Whether a file is named as a side file is."""
+    return Path(path).name.endswith(tuple(f".{name}.mid" for name in SIDES))
+
+
 def find_index(path: str | Path) -> Path | None:
-    """The index that belongs to a file: of the same name, or, for a subrun, of the run that names it."""
+    """The index that belongs to a file: of the same name, or, for a subrun or a side file, of its run."""
     exact = index_path(path)
     if exact.exists():
         return exact
     stem, name = stem_of(path), Path(path).name
     candidates = [found for found in exact.parent.glob("*.idx") if stem.startswith(found.stem)]
     for candidate in sorted(candidates, key=lambda found: -len(found.stem)):
-        if any(subrun.file == name for subrun in read_index(candidate).subruns):
+        if name in read_index(candidate).files():
             return candidate
+    if is_side_name(path):
+        # A damaged index may have lost the record, and it is still the index of this file.
+        of_run = exact.with_name(Path(stem).stem + ".idx")
+        return of_run if of_run.exists() else None
     return None

@@ -9,7 +9,14 @@ borders   begin of run first, end of run last, nowhere else; all run numbers agr
 serials   serial numbers of one source rise, modulo 2^32; gaps are told, they are no damage            file
 blocks    each block has its length, CRC32C, number of events and serial numbers                       index
 index     its records are whole; blocks lie back to back and fill the file; it is closed, totals agree index
+exists    a side file that the index names is there                                                    index
+length    a side file's stretches lie back to back and fill it; while the run is open, more may follow index
+stretches each stretch of a side file has its length and CRC32C                                        index
+counts    each stretch has its number of events                                                        index
 ========= ============================================================================================ =======
+
+Of a side file, whole, banks, index and the last four are judged: it has no borders, and its serial numbers come
+from several sources.
 
 Whether one event id has one source is known if the index has one stream, or if the ODB in the begin-of-run
 event has one equipment of that id that writes to the logger's buffer. Else serial numbers are not judged.
@@ -18,6 +25,7 @@ event has one equipment of that id that writes to the logger's buffer. Else seri
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import msgspec
@@ -26,7 +34,7 @@ from numpy.typing import NDArray
 
 from phloem.formats.midas.dump import Tree, parse_dump
 from phloem.formats.midas.events import HEADER_BYTES, MIDAS_MAGIC, Buffer, decode_event, has_banks
-from phloem.formats.midas.index import BlockRecord, Index
+from phloem.formats.midas.index import BlockRecord, Index, SideRecord
 from phloem.model.errors import FormatError
 from phloem.model.event import TID, EventId
 
@@ -41,7 +49,11 @@ __all__ = [
     "blocks",
     "blocks_fill_the_file",
     "index_is_whole",
+    "side_exists",
     "sources_of",
+    "stretch_counts",
+    "stretches",
+    "stretches_fill_the_file",
     "suspects",
     "take_apart",
     "whole",
@@ -68,7 +80,8 @@ class Piece(NamedTuple):
 
     ``offset``: of its first byte. ``events``: where each whole event begins in ``data``. ``sizes``: bytes
     after the header. ``broken``: what is wrong after the last whole event. ``block``: the index's record of
-    it; ``crc`` and ``length``: CRC32C and number of the bytes that the file has there.
+    it, ``side`` that of a stretch of a side file; ``crc`` and ``length``: CRC32C and number of the bytes that the
+    file has there.
     """
 
     path: str
@@ -83,6 +96,7 @@ class Piece(NamedTuple):
     block: BlockRecord | None = None
     crc: int | None = None
     length: int = 0
+    side: SideRecord | None = None
 
 
 Law: TypeAlias = Callable[[Piece], Iterator[Problem]]
@@ -379,3 +393,52 @@ def blocks_fill_the_file(index: Index, told: list[BlockRecord], path: str, size:
     if missing:
         text = f"the file ends at byte {size}; the index has {len(missing)} more blocks, up to byte {end}"
         yield Problem("index", path, missing[0].raw_offset, text)
+
+
+# The laws of side files
+
+
+def side_exists(index: Index, path: str, exists: bool) -> Iterator[Problem]:
+    """A side file that the index names is there."""
+    told = index.sides_of(Path(path).name)
+    if told and not exists:
+        events, size = sum(side.n_events for side in told), sum(side.length for side in told)
+        text = f"the file does not exist; the index tells of {events} events in {size} bytes"
+        yield Problem("exists", path, 0, text)
+
+
+def stretches_fill_the_file(index: Index, told: list[SideRecord], path: str, size: int) -> Iterator[Problem]:
+    """Stretches lie back to back and fill the side file; what follows them in a run that is open does not count."""
+    end = 0
+    for side in told:
+        if side.offset != end:
+            text = f"a stretch of {side.length} bytes begins at byte {side.offset}, expected {end}"
+            yield Problem("length", path, side.offset, text)
+        end = side.offset + side.length
+    if size < end:
+        yield Problem("length", path, size, f"the file ends at byte {size}; the index has stretches up to byte {end}")
+    if size > end:
+        text = f"{size - end} bytes are beyond the last stretch of the index, which ends at byte {end}"
+        is_open = index.close is None
+        yield Problem("length", path, end, text + "; the run is open" * is_open, damage=not is_open)
+
+
+def stretches(piece: Piece) -> Iterator[Problem]:
+    """A stretch has the bytes that the index says."""
+    side = piece.side
+    if side is None:
+        return
+    place = f"stretch at byte {side.offset}, {side.length} bytes"
+    if piece.length != side.length:
+        yield Problem("stretches", piece.path, side.offset, f"{place}: the file has {piece.length} of them")
+    elif piece.crc != side.crc:
+        text = f"{place}: CRC32C is {piece.crc:#010x}, the index says {side.crc:#010x}"
+        yield Problem("stretches", piece.path, side.offset, text)
+
+
+def stretch_counts(piece: Piece) -> Iterator[Problem]:
+    """A stretch has as many events as the index says."""
+    side = piece.side
+    if side is not None and len(piece.ids) != side.n_events:
+        text = f"stretch at byte {side.offset} has {len(piece.ids)} events, the index says {side.n_events}"
+        yield Problem("counts", piece.path, side.offset, text)

@@ -3,7 +3,7 @@
 Order, for each block: its bytes, then its record, then (by policy) both to the disk. Nothing is copied:
 blocks are written from where they are, in pieces of 128 kB that are still in the cache when they are written
 after their CRC32C was taken. A file name that ends in .gz, .lz4 or .zst makes each block one independent
-member.
+member. Events that were not built go to side files first, see :mod:`phloem.formats.midas.sides`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
-import crc32c
 import msgspec
 
 from phloem.formats.base import Block, Mark, Position
+from phloem.formats.midas.disk import (
+    crc_in_file,
+    create_exclusively,
+    refuse_existing,
+    sync_folder,
+    truncate,
+    write_pieces,
+)
 from phloem.formats.midas.file import compress, compression_of
 from phloem.formats.midas.index import (
+    SIDES,
     BlockRecord,
     CloseRecord,
     Index,
@@ -26,18 +34,15 @@ from phloem.formats.midas.index import (
     RunRecord,
     StreamRecord,
     SubrunRecord,
-    create_exclusively,
     index_path,
+    parse_index,
     read_index,
-    truncate,
-    write_at,
+    side_path,
 )
-from phloem.model.errors import FormatError, NotFoundError, SettingsError
+from phloem.formats.midas.sides import SideFiles
+from phloem.model.errors import FormatError, SettingsError
 
 __all__ = ["Fsync", "RunWriter"]
-
-# Fits a core's second-level cache: what the CRC has just read is written without another trip to memory.
-PIECE_BYTES = 128 * 1024
 
 Fsync: TypeAlias = Literal["never", "close", "block"]
 
@@ -45,7 +50,7 @@ Fsync: TypeAlias = Literal["never", "close", "block"]
 class RunWriter:
     """One run on disk, as a `phloem.formats.base.RunFile`.
 
-    ``path``: the first file; neither it nor its index may exist (SettingsError names the one that does).
+    ``path``: the first file; it, its index, its side files must not exist (SettingsError names the one that does).
     ``index``: where the index goes; beside the first file and of its name if not given.
     ``fsync``: what survives a loss of power: "never" nothing is promised, "close" a closed run (and each file
     once the next one has begun), "block" every block whose `write` has returned. A kill of the process loses
@@ -66,8 +71,10 @@ class RunWriter:
     ) -> None:
         first = Path(path)
         self._begin(Path(index) if index else index_path(first), fsync)
-        _refuse_existing(first)
+        for file in (first, *(side_path(first, name) for name in SIDES)):
+            refuse_existing(file)
         self._journal = Journal.create(self._index)
+        self._sides = SideFiles(first, self._journal, each_synced=fsync == "block")
         try:
             self._journal.append(RunRecord(run_number, started_s, version, pattern))
             self._open(first)
@@ -91,8 +98,9 @@ class RunWriter:
         """Go on with a run whose writer is gone: the writer, and the index with all that is kept.
 
         A torn last record is dropped; the blocks of the last file are checked from its beginning (only the
-        last one with fsync "block"), what follows the last good one is cut off. `Index.positions` says where
-        to go on reading. SettingsError if the run is closed, FormatError if the index is damaged.
+        last one with fsync "block"), what follows the last good one is cut off. Of side files that is kept which
+        was recorded before the last good block; one that has nothing of the kind is removed. `Index.positions`
+        says where to go on reading. SettingsError if the run is closed, FormatError if the index is damaged.
         """
         state = _sound(Path(index), fsync)
         writer = cls.__new__(cls)
@@ -105,6 +113,9 @@ class RunWriter:
         if not state.subruns:
             raise FormatError("the index names no file; nothing was written", str(index), state.end)
         writer._take_up(state)
+        first = writer._index.with_name(state.subruns[0].file)
+        writer._sides = SideFiles(first, writer._journal, each_synced=fsync == "block")
+        writer._sides.take_up(state.sides)
         return writer, state
 
     def _take_up(self, state: Index) -> None:
@@ -123,7 +134,7 @@ class RunWriter:
 
     def _open(self, path: Path) -> None:
         """Begin the next subrun. Its record comes first: no file is without an index that names it."""
-        _refuse_existing(path)
+        refuse_existing(path)
         before = self._journal.end, self._journal.sequence
         self._journal.append(SubrunRecord(self._subrun + 1, path.name))
         try:
@@ -147,6 +158,11 @@ class RunWriter:
     def index(self) -> Path:
         """The index of the run."""
         return self._index
+
+    @property
+    def side_files(self) -> list[Path]:
+        """The side files that there are."""
+        return self._sides.paths
 
     @property
     def events(self) -> int:
@@ -200,16 +216,18 @@ class RunWriter:
 
     def _write_bytes(self, buffers: Sequence[memoryview]) -> tuple[int, int]:
         """Length and CRC32C of what was written after the last block, synced by policy."""
-        at, crc = self._end, 0
-        for buffer in buffers:
-            for start in range(0, len(buffer), PIECE_BYTES):
-                piece = buffer[start : start + PIECE_BYTES]
-                crc = crc32c.crc32c(piece, crc)
-                write_at(self._fd, piece, at)
-                at += len(piece)
+        length, crc = write_pieces(self._fd, buffers, self._end)
         if self._fsync == "block":
             os.fdatasync(self._fd)
-        return at - self._end, crc
+        return length, crc
+
+    def write_side(self, name: str, events: Block, n_events: int) -> None:
+        """Write whole events into the side file ``name`` (late, quarantine), before the block of their frames.
+
+        They count once that block is written: a writer that is killed in between has its successor drop them,
+        and write them again with the frames. OSError as in `write`; nothing to write makes no file.
+        """
+        self._sides.write(name, events, n_events)
 
     def _stream(self, name: str) -> int:
         number = self._streams.get(name)
@@ -236,10 +254,11 @@ class RunWriter:
         OSError as in `write`: the call may be made again.
         """
         self._settle()
+        self._sides.settle(synced=self._fsync != "never")
         self._journal.append(CloseRecord(status, self.events, self.bytes, msgspec.json.encode(account or {})))
         if self._fsync != "never":
             self._journal.sync()
-            _sync_folder(self._index.parent)
+            sync_folder(self._index.parent)
         self.abandon()
 
     def _settle(self) -> None:
@@ -252,29 +271,13 @@ class RunWriter:
         """Close the files and leave the run open, as a killed writer would. A second call does nothing."""
         if self._fd >= 0:
             os.close(self._fd)
+            self._sides.close()
             self._journal.close()
             self._fd = -1
 
 
-def _refuse_existing(path: Path) -> None:
-    if path.exists():
-        raise SettingsError(
-            f"{path} exists and is not overwritten; choose another run number or move the file away",
-            path=str(path),
-        )
-
-
-def _sync_folder(folder: Path) -> None:
-    """Bring the names of new files to the disk."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def _sound(path: Path, fsync: Fsync) -> Index:
-    """The index of an open run, cut before the first block whose bytes are not in the file."""
+    """The index of an open run, cut before what its files do not have and what must be written again."""
     state = read_index(path)
     if state.damage is not None and not state.torn:
         raise state.damage
@@ -282,28 +285,31 @@ def _sound(path: Path, fsync: Fsync) -> Index:
         raise FormatError("the index has no record of its run", str(path), 0)
     if state.close is not None:
         raise SettingsError(f"run {state.run.run_number} is closed ({state.close.status}): nothing to resume")
+    records = path.read_bytes()[: _first_bad_block(state, path, fsync)]
+    kept = parse_index(records, str(path))
+    if kept.waiting:
+        kept = parse_index(records[: kept.waiting_from], str(path))
+    _remove_unnamed(state, kept, path)
+    os.truncate(path, kept.end)
+    return kept
+
+
+def _first_bad_block(state: Index, path: Path, fsync: Fsync) -> int:
+    """Where the record begins of the first block whose bytes are not in the last file; else the records' end."""
     last = state.subruns[-1].number if state.subruns else 0
     doubtful = [number for number, block in enumerate(state.blocks) if block.subrun == last]
     for number in doubtful[-1:] if fsync == "block" else doubtful:
         block = state.blocks[number]
         file = path.with_name(state.subruns[-1].file)
-        if _crc_in_file(file, block.offset, block.length) != block.crc:
-            os.truncate(path, state.places[number])
-            return read_index(path)
-    return state
+        if crc_in_file(file, block.offset, block.length) != block.crc:
+            return state.places[number]
+    return state.end
 
 
-def _crc_in_file(path: Path, offset: int, length: int) -> int | None:
-    """CRC32C of a stretch of a file, None if the file ends within it."""
-    crc = 0
-    try:
-        with open(path, "rb") as file:
-            file.seek(offset)
-            while length:
-                piece = file.read(min(length, PIECE_BYTES))
-                if not piece:
-                    return None
-                crc, length = crc32c.crc32c(piece, crc), length - len(piece)
-    except FileNotFoundError:
-        raise NotFoundError(f"{path} does not exist, and its index has blocks of it", path=str(path)) from None
-    return crc
+def _remove_unnamed(before: Index, after: Index, path: Path) -> None:
+    """Remove the files whose records are dropped: they will be made again, and must not exist then.
+
+    Before the index is cut, since nothing else knows that they are of this run.
+    """
+    for file in before.files() - after.files():
+        path.with_name(file).unlink(missing_ok=True)
