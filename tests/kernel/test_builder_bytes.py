@@ -292,9 +292,9 @@ def test_a_checkpoint_holds_where_each_source_stands() -> None:
     expected = struct.pack("<IIQQQIIII", 2, 3, 0, 0, base, 2, 0, 0, 0)
     expected += struct.pack("<QQII", 0xAB, 17, 2, 1 | 16) + struct.pack("<3Q", base + 3, base + 1, 0)
     expected += struct.pack("<7Q", 3, 0, 0, 0, 0, 0, 0) + struct.pack("<QQQqqQ", base, 2**64 - 1, 0, 0, 0, 2**64 - 1)
-    expected += struct.pack("<6I", 0, 0, 0, 2, 2, 0)
+    expected += struct.pack("<8I", 0, 0, 0, 0, 0, 2, 2, 0)
     expected += struct.pack("<QIIQq", 17, 0, 0, base, 0) + struct.pack("<QIIQq", 17, 1, 0, base + 3, 0)
     expected += b"".join(struct.pack("<QQ", *one) for one in missed)
     expected += struct.pack("<QQII", 0xCD, 1, 0, 16) + bytes(80)
-    expected += struct.pack("<QQQqqQ", 0, 2**64 - 1, 0, 0, 0, 2**64 - 1) + bytes(24)
+    expected += struct.pack("<QQQqqQ", 0, 2**64 - 1, 0, 0, 0, 2**64 - 1) + bytes(32)
     assert builder.checkpoint([0xAB, 0xCD]) == expected

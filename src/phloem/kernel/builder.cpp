@@ -31,6 +31,7 @@ void Builder::begin_run(uint32_t run) {
         s.released = released;
     }
     marks_.clear();
+    looked_.clear();
     reports_.clear();
     late_.clear();
     quarantined_.clear();
@@ -95,7 +96,7 @@ void Builder::give_mark(uint32_t source, Cause cause, uint64_t first, uint64_t l
     Source& s = sources_.at(source);
     has_given_ = true;
     if (cause == Cause::check)
-        s.given_blind.push_back(first);
+        s.given_blind.emplace_back(first, last);
     else
         s.given.emplace_back(first, last);
 }
@@ -330,9 +331,7 @@ void Builder::mark(uint32_t source, Cause cause, uint64_t last) {
 void Builder::close_without(uint32_t source, Cause cause) {
     Source& s = sources_.at(source);
     if (blind_ == source) {
-        const uint64_t oldest = oldest_key();
         s.blind = true;
-        marks_.push_back({source, Cause::check, oldest, oldest});
         blind_ = -1;
         return;
     }

@@ -189,6 +189,7 @@ class Builder {
         bool restarted = false;  // its counter has, and nobody knows which number is which event
         bool blind = false;      // silent: nothing is looked up in it
         Cause absent{};          // why it is waited for no longer, until it sends again
+        uint32_t begins = 0;     // its first number is believed at once if it is not far beyond this one
         uint32_t shift = 0;      // added to its serial numbers
         int64_t total_shift = 0;
         uint64_t unsure_from = NO_TIME;  // key; paired again after a restart, the times have not agreed yet
@@ -202,7 +203,7 @@ class Builder {
         uint64_t again_next = 0;
         std::vector<std::pair<uint64_t, uint64_t>> missed;  // ranges not seen within the window
         std::vector<std::pair<uint64_t, uint64_t>> given;   // ranges that a mark of an earlier building has closed
-        std::vector<uint64_t> given_blind;
+        std::vector<std::pair<uint64_t, uint64_t>> given_blind;  // (event, what it was looked up to), in vain
         std::deque<std::pair<uint64_t, uint32_t>> recent;  // by time: (key, serial number)
         std::optional<Fragment> far;  // far beyond its neighbours: what comes next says whether it is believed
         std::deque<Fragment> held;    // rising; held[0, ready) are passed on
@@ -235,10 +236,11 @@ class Builder {
     bool judge_by_time(Source& s, Fragment& f);
     void start(Source& s, const Fragment& f);
     bool pair_again(Source& s, Fragment& f, bool goes_back);
-    void count_again(Source& s, uint64_t key, bool again);
+    void count_again(Source& s, const Fragment& f, bool again);
     void saw(Source& s, uint64_t key, size_t range);
     bool is_given(const Source& s, uint64_t key) const;
-    uint64_t unwrapped(const Source& s, uint32_t serial) const;
+    bool is_far(const Source& s, uint32_t serial) const;
+    void judge_numbered(Source& s, Fragment f);
     void pass_on(Source& s, bool all);
     void decide(Source& s, uint64_t frame);
     void release_front(Source& s);
@@ -291,6 +293,7 @@ class Builder {
     Verdict check(uint64_t key);
     bool agree(uint64_t key, Agreed& said) const;
     bool look_for(Source& s, uint64_t serial, const Agreed& said, std::optional<int64_t>& shift);
+    bool look_ahead(uint32_t anchor, uint64_t serial, uint64_t time, std::optional<int64_t>& shift);
     bool near(uint64_t a, uint64_t b) const { return (a > b ? a - b : b - a) <= options_.match_window; }
     void report(uint32_t source, uint64_t key, std::optional<int64_t> shift);
 
@@ -310,6 +313,7 @@ class Builder {
     uint32_t run_ = 0;
     bool epoch_known_ = false, discarding_ = false, full_ = false, has_given_ = false;
     int64_t blind_ = -1;  // source that the check waits for
+    std::vector<Mark> looked_;  // what the check looked up in vain, not among the marks yet
     uint64_t epoch_ = 0, count_ = 0;
     size_t meta_room_ = 0, meta_wanted_ = 0;
     uint64_t next_serial_ = 0;

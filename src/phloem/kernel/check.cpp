@@ -42,16 +42,30 @@ bool Builder::look_for(Source& s, uint64_t serial, const Agreed& said, std::opti
             }
         return true;
     }
-    Source& anchor = sources_[said.anchor];
+    return look_ahead(said.anchor, serial, time, shift);
+}
+
+// The same in what the anchor has passed on beyond this event.
+bool Builder::look_ahead(uint32_t number, uint64_t serial, uint64_t time, std::optional<int64_t>& shift) {
+    Source& anchor = sources_[number];
+    const auto given = std::find_if(anchor.given_blind.begin(), anchor.given_blind.end(),
+                                    [serial](const auto& one) { return one.first == serial; });
+    const bool is_given = given != anchor.given_blind.end();
     for (size_t i = 1; i <= LOOK_EVENTS; ++i) {
         if (!pull(anchor, i + 1)) {
             if (full_) return false;
-            const auto& given = anchor.given_blind;
-            if (anchor.over() || anchor.blind || std::find(given.begin(), given.end(), serial) != given.end()) return true;
-            blind_ = said.anchor;
-            return false;
+            if (anchor.over() || is_given) return true;
+            if (!anchor.blind) {
+                blind_ = number;
+                return false;
+            }
+            const uint64_t last = anchor.held[anchor.ready - 1].key;
+            anchor.given_blind.emplace_back(serial, last);  // what it sends from now on changes nothing of this event
+            looked_.push_back({number, Cause::check, serial, last});
+            return true;
         }
         const Fragment& f = anchor.held[i];
+        if (is_given && f.key > given->second) return true;
         if (f.time == NO_TIME) continue;
         if (near(f.time, time)) {
             shift = static_cast<int64_t>(f.key - serial);
@@ -77,6 +91,8 @@ Builder::Verdict Builder::check(uint64_t key) {
     std::vector<std::optional<int64_t>> shifts(said.off.size());
     for (size_t i = 0; i < said.off.size(); ++i)
         if (!look_for(sources_[said.off[i]], key, said, shifts[i])) return Verdict::wait;
+    marks_.insert(marks_.end(), looked_.begin(), looked_.end());
+    looked_.clear();
     for (size_t i = 0; i < said.off.size(); ++i) {
         Source& s = sources_[said.off[i]];
         if (options_.check == Check::repair && shifts[i]) {

@@ -6,7 +6,7 @@
 namespace phloem {
 
 namespace {
-constexpr size_t SOURCE_BYTES = 184, HEAD_BYTES = 48, MARK_BYTES = 24, SECTIONS_BYTES = 96;
+constexpr size_t SOURCE_BYTES = 192, HEAD_BYTES = 48, MARK_BYTES = 24, SECTIONS_BYTES = 96;
 
 template <class T>
 void put(std::vector<uint8_t>& out, T value) {
@@ -55,6 +55,8 @@ std::vector<uint8_t> Builder::checkpoint(const std::vector<uint64_t>& generation
                                s.highest_time, s.again_next, static_cast<uint64_t>(s.total_shift),
                                static_cast<uint64_t>(s.told.value_or(0)), s.unsure_from})
             put<uint64_t>(out, value);
+        put<uint32_t>(out, s.begins);
+        put<uint32_t>(out, 0);
         put<uint32_t>(out, s.shift);
         put<uint32_t>(out, s.again);
         put<uint32_t>(out, static_cast<uint32_t>(s.absent));

@@ -36,7 +36,7 @@ void Builder::quarantine(Source& s, const uint8_t* data, size_t size, uint32_t n
     const size_t banks = 16 + align_up(size, 8) + 16 + align_up(text.size(), 8), begin = quarantined_.size();
     quarantined_.resize(begin + 24 + banks);
     uint8_t* p = put_event_header(quarantined_.data() + begin, {options_.event_id, 0, 0, 0, 0}, banks);
-    std::memcpy(p + 16, data, size);
+    if (size) std::memcpy(p + 16, data, size);
     p = close_bank(p, "QUAR", TID_UINT8, size);
     std::memcpy(p + 16, text.data(), text.size());
     close_bank(p, "WHYQ", TID_STRING, text.size());
@@ -154,7 +154,7 @@ bool Builder::pull(Source& s, size_t wanted) {
         } else if (s.far && (s.border || s.ended)) {
             const Fragment far = *s.far;
             s.far.reset();
-            judge_and_hold(s, far);
+            judge_numbered(s, far);
         } else {
             pass_on(s, s.over());
             return s.ready >= wanted;
@@ -163,12 +163,26 @@ bool Builder::pull(Source& s, size_t wanted) {
     return true;
 }
 
-uint64_t Builder::unwrapped(const Source& s, uint32_t serial) const {
-    const uint64_t base = s.started ? s.highest : epoch_;
-    return base + static_cast<int64_t>(static_cast<int32_t>(serial + s.shift - static_cast<uint32_t>(base)));
+// Whether the next fragment must say if this number is believed: a flipped bit would make all that follows late.
+// Nothing is known before the first one but that counters begin at 0 or 1.
+bool Builder::is_far(const Source& s, uint32_t serial) const {
+    if (!s.started) return serial + s.shift - s.begins > options_.window;
+    const auto beyond = static_cast<int32_t>(serial + s.shift - static_cast<uint32_t>(s.highest));
+    return beyond > int64_t{options_.window} && !s.restarted;
 }
 
-// A number far beyond its neighbours (a flipped bit) would make all that follow late: what comes next decides.
+// Its number without the wrap at 2^32: the one nearest to the source's highest, or to all others.
+void Builder::judge_numbered(Source& s, Fragment f) {
+    const uint32_t number = load_u32(f.event + 4) + s.shift;
+    if (!epoch_known_) {  // far enough from 0 for all that is near; the same for all that begin near a wrap
+        epoch_known_ = true;
+        epoch_ = number + (number >= 0x80000000u ? uint64_t{1} << 32 : uint64_t{1} << 33);
+    }
+    const uint64_t base = s.started ? s.highest : epoch_;
+    f.key = base + static_cast<int64_t>(static_cast<int32_t>(number - static_cast<uint32_t>(base)));
+    judge_and_hold(s, f);
+}
+
 void Builder::take_in(Source& s, Fragment f) {
     s.last_raw = load_u32(f.event + 4);
     if (options_.by_time) {
@@ -181,19 +195,14 @@ void Builder::take_in(Source& s, Fragment f) {
         s.far.reset();
         const int64_t apart = static_cast<int32_t>(s.last_raw - load_u32(far.event + 4));
         if (std::abs(apart) <= int64_t{options_.window})
-            judge_and_hold(s, far);
+            judge_numbered(s, far);
         else
             quarantine_far(s, far);
     }
-    if (!epoch_known_) {  // far enough from 0 for all that is near; the same for all that begin near a wrap
-        epoch_known_ = true;
-        epoch_ = s.last_raw + (s.last_raw >= 0x80000000u ? uint64_t{1} << 32 : uint64_t{1} << 33);
-    }
-    f.key = unwrapped(s, s.last_raw);
-    if (s.started && !s.restarted && f.key > s.highest && f.key - s.highest > options_.window)
+    if (is_far(s, s.last_raw))
         s.far = f;
     else
-        judge_and_hold(s, f);
+        judge_numbered(s, f);
 }
 
 void Builder::judge_and_hold(Source& s, Fragment f) {
@@ -294,7 +303,7 @@ bool Builder::judge(Source& s, Fragment& f) {
     const bool in_window = f.key + options_.window > s.highest;
     const bool again = !is_first && f.key <= s.highest && in_window && range == s.missed.size();
     if (pair_again(s, f, again || !in_window)) return true;
-    count_again(s, f.key, again || !in_window);
+    count_again(s, f, again || !in_window);
     saw(s, f.key, range);
     if (again) {
         ++s.fates.duplicate;
@@ -329,9 +338,11 @@ bool Builder::pair_again(Source& s, Fragment& f, bool goes_back) {
     return true;
 }
 
-// Numbers in a row that were there before: a counter that has restarted. What it sends is not matched any more.
-void Builder::count_again(Source& s, uint64_t key, bool again) {
-    if (!again) {
+// Numbers in a row that were there before: a counter that has restarted. What it sends is not matched any more. Not so
+// if the times were there before as well: then fragments are sent again.
+void Builder::count_again(Source& s, const Fragment& f, bool again) {
+    const uint64_t key = f.key;
+    if (!again || (f.time != NO_TIME && s.highest_time != NO_TIME && f.time < s.highest_time)) {
         s.again = 0;
         return;
     }
@@ -363,6 +374,8 @@ void Builder::pass_on(Source& s, bool all) {
 void Builder::renumber(uint32_t source, uint32_t serial_number, uint32_t event) {
     Source& s = sources_.at(source);
     s.shift = event - serial_number;
+    s.begins = event;
+    s.total_shift = 0;
     s.restarted = s.border = false;
     s.unsure_from = NO_TIME;
     s.again = 0;
@@ -382,7 +395,6 @@ void Builder::move(Source& s, int64_t shift, uint64_t first) {
         from += by;
         to += by;
     }
-    if (s.far) s.far->key += by;
     s.highest += by;
     s.next_pass = std::max(s.next_pass + by, first);
     s.again = 0;

@@ -67,7 +67,7 @@ std::vector<uint64_t> times_of(nb::handle times) {
     BufferView view(times);
     if (view.size() % 8) throw nb::value_error("times: one uint64 per event");
     std::vector<uint64_t> out(view.size() / 8);
-    std::memcpy(out.data(), view.data(), view.size());
+    if (!out.empty()) std::memcpy(out.data(), view.data(), view.size());
     return out;
 }
 

@@ -60,11 +60,11 @@ Builder::Built Builder::write_staged(uint8_t* out, size_t n) {
             const size_t size = staged_size(i);
             const auto serial = static_cast<uint32_t>(event.serial);
             p = put_event_header(p, {options_.event_id, options_.trigger_mask, serial, event.time_stamp, 0}, size - 24);
-            std::memcpy(p, event.extra.data(), event.extra.size());
+            if (!event.extra.empty()) std::memcpy(p, event.extra.data(), event.extra.size());
             p += event.extra.size();
             for (size_t s = 0; s < width && event.outcome == Staged::Outcome::build; ++s)
                 if (const Fragment& f = parts_[i * width + s]; f.event) p = copy_banks_as_bank32a(p, f.event, f.banks_size);
-            std::memcpy(p, tails_.data() + event.tail, event.tail_size);
+            if (event.tail_size) std::memcpy(p, tails_.data() + event.tail, event.tail_size);
             p += event.tail_size;
             if (result.n_events++ == 0) result.first_serial = serial;
             result.next_serial = serial + 1;
