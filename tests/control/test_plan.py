@@ -164,6 +164,42 @@ def test_a_monitor_watches_without_holding_anybody_up() -> None:
     assert planned.streams == ["EB"]
 
 
+RECORDING = {"logger_settings": {"Record fragments": True}}
+
+
+def test_recorded_fragments_have_the_logger_as_a_reader_beside_the_builder() -> None:
+    slow = component("slow", "frontend", Equipment("Slow", type=EQ_PERIODIC))
+    planned = plan(frontend(2), frontend(1), slow, BUILDER, LOGGER, **RECORDING)
+    logger = planned.plans["logger"]
+    assert [stream.source for stream in logger.inputs] == ["EB", "Slow"], "as without it"
+    assert [(stream.source, stream.ring, stream.readers) for stream in logger.recorded] == [
+        ("Trigger01", "/run/exp/BUF01.Trigger01.ring", ("mevb", "logger")),
+        ("Trigger02", "/run/exp/BUF02.Trigger02.ring", ("mevb", "logger")),
+    ]
+    assert planned.plans["ebfe01"].outputs == logger.recorded[:1]
+    assert planned.plans["mevb"].inputs == logger.recorded
+    assert planned.plans["slow"].outputs[0].readers == planned.plans["mevb"].outputs[0].readers == ("logger",)
+    assert planned.streams == ["EB", "Slow", "Trigger01/fragments", "Trigger02/fragments"]
+
+
+def test_each_logger_records_what_it_has_the_built_events_of() -> None:
+    wave = Equipment("Wave01", buffer="WAVE01", type=EQ_POLLED | EQ_EB)
+    eb2 = component("eb2", "builder", msgspec.structs.replace(EB, name="EB2", buffer="FAST"), reads="WAVE")
+    fast = component("fast", "logger", reads="FAST")
+    planned = plan(frontend(1), component("wave", "frontend", wave), BUILDER, eb2, LOGGER, fast, **RECORDING)
+    recorded = {name: [stream.source for stream in planned.plans[name].recorded] for name in ("logger", "fast")}
+    assert recorded == {"logger": ["Trigger01"], "fast": ["Wave01"]}
+
+
+@pytest.mark.parametrize(("wanted", "file"), [(False, "/data/run00001.mid"), (True, "")])
+def test_nothing_is_recorded_unless_it_is_wanted_and_data_are_written(wanted: bool, file: str) -> None:
+    asked = wishes(frontend(1), BUILDER, LOGGER, logger_settings={"Record fragments": wanted})
+    planned = work_out(asked, RUNTIME, "{}", file)
+    assert planned.plans["logger"].recorded == ()
+    assert planned.plans["ebfe01"].outputs[0].readers == ("mevb",)
+    assert planned.streams == ["EB"]
+
+
 REFUSALS = [
     ([frontend(1), LOGGER], {"required": ["ebfe02"]}, "PREPARE needs ebfe02, which /Programs/ebfe02/Required"),
     (

@@ -13,6 +13,7 @@ from tests.flow.reader import banks_of, run_of
 from tests.flow.rings import ring_of
 
 SENT = 100
+KEYS = ("sent", "written", "lost")
 
 COMMANDED = """
 import numpy as np
@@ -104,6 +105,25 @@ def test_a_built_event_taken_between_ring_and_logger_is_lost_by_name(live: Live)
     assert (stream["sent"], stream["written"], stream["lost"]) == (100, 99, 1)
     assert any("EB" in loss for loss in document["losses"])
     assert run_of(document["files"][0]).serials == list(range(SENT - 1))
+
+
+def test_a_fragment_taken_between_ring_and_recorded_file_is_lost_by_name(live: Live) -> None:
+    """The builder reads the same ring, and has the fragment already."""
+    live.set("/Logger/Record fragments", True)
+    live.start()
+    with held(live, "Logger"):
+        send(live, 1)
+        send(live, 2)
+        with ring_of(live.lab.ring("SYSTEM.EB")) as built:
+            until(lambda: built.sent == SENT, "all events built")
+        with ring_of(live.lab.ring("BUF02.Trigger02")) as ring:
+            assert ring.take_last_event() == SENT - 1
+    document = live.stop()
+    live.set("/Logger/Record fragments", False)
+    streams = {name: [part[key] for key in KEYS] for name, part in document["account"]["streams"].items()}
+    assert streams == {"EB": [100, 100, 0], "Trigger01/fragments": [100, 100, 0], "Trigger02/fragments": [100, 99, 1]}
+    assert (document["balanced"], document["losses"]) == (False, ["Trigger02/fragments: lost 1 of 100 sent"])
+    assert run_of(document["files"][2]).serials == list(range(SENT - 1))
 
 
 def test_after_a_loss_the_next_run_is_balanced_again(live: Live) -> None:

@@ -19,9 +19,19 @@ from phloem.model.errors import SettingsError, TransitionError
 from phloem.model.event import EQ_EB, Equipment
 from phloem.protocol.control import Plan, Register, Stream
 
-__all__ = ["DEFAULT_CAPACITY_BYTES", "Planned", "Wishes", "builder_sources", "capacity_bytes", "ring_path", "work_out"]
+__all__ = [
+    "DEFAULT_CAPACITY_BYTES",
+    "RECORD_FRAGMENTS",
+    "Planned",
+    "Wishes",
+    "builder_sources",
+    "capacity_bytes",
+    "ring_path",
+    "work_out",
+]
 
 DEFAULT_CAPACITY_BYTES = 4 << 20  # three or four of them still fit the cache, which is what makes them fast
+RECORD_FRAGMENTS = "Record fragments"  # below /Logger
 _STEP_BYTES = 64 << 10  # rings are a multiple of this (datapath, section 1)
 _SMALLEST_BYTES = 4 * _STEP_BYTES  # a frame is at most half the ring, 64 kB are kept for border frames
 
@@ -58,11 +68,12 @@ class Planned(msgspec.Struct, frozen=True):
 
 
 class _Outlet(msgspec.Struct, frozen=True):
-    """One equipment of a living component, and who reads what it sends."""
+    """One equipment of a living component, who reads what it sends, and who records it beside that."""
 
     owner: Register
     equipment: Equipment
     reader: Register
+    recorder: Register | None = None
 
 
 def work_out(wishes: Wishes, runtime_dir: Path, odb_json: str = "", file: str = "") -> Planned:
@@ -75,6 +86,8 @@ def work_out(wishes: Wishes, runtime_dir: Path, odb_json: str = "", file: str = 
     builders = _of_kind(wishes, "builder")
     loggers = _of_kind(wishes, "logger")
     outlets = _sorted_outlets(wishes)
+    if file and wishes.logger_settings.get(RECORD_FRAGMENTS):
+        outlets = _with_recorders(outlets)
     streams = [(outlet, _stream(outlet, wishes.sizes, runtime_dir)) for outlet in outlets]
     plans = {}
     for component in wishes.components:
@@ -88,7 +101,8 @@ def work_out(wishes: Wishes, runtime_dir: Path, odb_json: str = "", file: str = 
             plan = msgspec.structs.replace(plan, settings=settings)
         elif component.kind == "logger":
             logging = wishes.logger_settings
-            plan = msgspec.structs.replace(plan, settings=logging, odb_json=odb_json, file=file)
+            recorded = tuple(stream for outlet, stream in streams if outlet.recorder is component)
+            plan = msgspec.structs.replace(plan, settings=logging, odb_json=odb_json, file=file, recorded=recorded)
         elif component.kind == "monitor":
             watched = tuple(stream for _, stream in streams if stream.buffer == component.reads)
             plan = msgspec.structs.replace(plan, inputs=watched)
@@ -97,7 +111,7 @@ def work_out(wishes: Wishes, runtime_dir: Path, odb_json: str = "", file: str = 
         plans=plans,
         notes=_notes(wishes),
         sources={b.name: [stream.source for stream in plans[b.name].inputs] for b in builders},
-        streams=[stream.source for logger in loggers for stream in plans[logger.name].inputs],
+        streams=[name for logger in loggers for name in plans[logger.name].read_names],
         fragments={b.name: _fragments(wishes, b, outlets) for b in builders},
     )
 
@@ -172,6 +186,12 @@ def _sorted_outlets(wishes: Wishes) -> list[_Outlet]:
     return found
 
 
+def _with_recorders(outlets: Sequence[_Outlet]) -> list[_Outlet]:
+    """Fragments are recorded by the logger that writes their built events."""
+    loggers = {outlet.owner.name: outlet.reader for outlet in outlets if outlet.owner.kind == "builder"}
+    return [msgspec.structs.replace(outlet, recorder=loggers.get(outlet.reader.name)) for outlet in outlets]
+
+
 def _current(wishes: Wishes, declared: Equipment) -> Equipment:
     """The equipment as the ODB has it now; only the readout method is the code's."""
     known = {name.lower(): equipment for name, equipment in wishes.equipment.items()}
@@ -235,7 +255,7 @@ def _stream(outlet: _Outlet, sizes: Mapping[str, int], runtime_dir: Path) -> Str
         buffer=equipment.buffer,
         ring=str(ring_path(runtime_dir, equipment.buffer, equipment.name)),
         capacity_bytes=capacity_bytes(equipment.buffer, sizes),
-        readers=(outlet.reader.name,),
+        readers=tuple(reader.name for reader in (outlet.reader, outlet.recorder) if reader is not None),
         equipment=equipment,
     )
 

@@ -15,7 +15,7 @@ from phloem.control.database import Database
 from phloem.control.equipment import DESCRIPTIVE, equipment_from_common
 from phloem.control.fragments import keep_choices
 from phloem.control.odb import Odb, is_below
-from phloem.control.plan import Planned, Wishes, builder_sources, work_out
+from phloem.control.plan import RECORD_FRAGMENTS, Planned, Wishes, builder_sources, work_out
 from phloem.control.runs import RunRecord, Runs, file_name, last_number_on_disk
 from phloem.model.errors import TransitionError
 from phloem.model.event import TID
@@ -45,7 +45,7 @@ class CurrentRun(msgspec.Struct):
     @property
     def streams(self) -> list[str]:
         """What goes into the logger."""
-        return [stream.source for plan in self.plans.values() if plan.odb_json for stream in plan.inputs]
+        return [name for plan in self.plans.values() if plan.odb_json for name in plan.read_names]
 
     def keeps_data(self, name: str) -> bool:
         """Whether a component passes data on (a builder, the logger), so that the run is torn without it."""
@@ -75,6 +75,7 @@ class Preparation:
             ("/Experiment/Run Parameters", TID.KEY, None, 0, 7),
             ("/Logger/Data dir", TID.STRING, str(self._data_dir), 256, _READ_ONLY),
             ("/Logger/Write data", TID.BOOL, True, 0, 7),
+            (f"/Logger/{RECORD_FRAGMENTS}", TID.BOOL, False, 0, 7),
             ("/Runinfo/State", TID.INT32, RUNINFO_STATE[State.STOP], 0, _READ_ONLY),
             ("/Runinfo/Run number", TID.INT32, 0, 0, 7),
             ("/Runinfo/Transition in progress", TID.INT32, 0, 0, _READ_ONLY),

@@ -11,8 +11,9 @@ from typing import ClassVar
 import msgspec
 import numpy as np
 
-from phloem.dataflow.component import Place
-from phloem.dataflow.logger import Logger, LoggerInput
+from phloem.dataflow.component import Place, Result
+from phloem.dataflow.logger import Logger
+from phloem.dataflow.logger_input import LoggerInput
 from phloem.formats.midas.events import decode_event
 from phloem.kernel import Frame, FrameKind, check_events, monotonic_ns
 from phloem.protocol.control import ComponentStatus, TransitionRequest
@@ -27,15 +28,17 @@ class Checker(Logger):
 
     kind: ClassVar[str] = "logger"
     hold_s: ClassVar[float] = 0.0
+    writes: ClassVar[bool] = False
 
     def __init__(self, name: str, place: Place, reads: str = "SYSTEM") -> None:
         super().__init__(name, place, reads)
         self._expected: dict[str, int] = {}
         self._wrong = 0
 
-    def open_run(self, request: TransitionRequest) -> None:
+    def prepare(self, request: TransitionRequest) -> Result | None:
         self._expected = {}
         self._wrong = 0
+        return super().prepare(request)
 
     def count(self, stream: LoggerInput, frame: Frame) -> None:
         if frame.kind == FrameKind.EVENTS and frame.n_events:
@@ -54,10 +57,10 @@ class LatencyChecker(Checker):
 
     _measured = 0
 
-    def open_run(self, request: TransitionRequest) -> None:
-        super().open_run(request)
+    def prepare(self, request: TransitionRequest) -> Result | None:
         self._latencies_ms = np.zeros(KEPT)
         self._measured = 0
+        return super().prepare(request)
 
     def count(self, stream: LoggerInput, frame: Frame) -> None:
         if frame.kind == FrameKind.EVENTS:

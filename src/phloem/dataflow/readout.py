@@ -102,8 +102,7 @@ class Readout(Component):
 
     def prepare(self, request: TransitionRequest) -> Result | None:
         self._take_settings()
-        for output in self._outputs.values():
-            output.sender.writer.flush()
+        self._flush()
         streams = {stream.source: stream for stream in request.plan.outputs}
         self._outputs = {name: self._open(stream) for name, stream in streams.items()}
         self._schedule = Schedule(output.equipment for output in self._outputs.values())
@@ -126,6 +125,11 @@ class Readout(Component):
             self._give_up(request)
             raise
         return {"notes": {name: {"continued": o.sender.writer.continued} for name, o in self._outputs.items()}}
+
+    def _flush(self) -> None:
+        # on its own: what `prepare` names keeps its ring's lock until `prepare` is over
+        for output in self._outputs.values():
+            output.sender.writer.flush()
 
     def _open(self, stream: Stream) -> Output:
         kept = self._outputs.pop(stream.source, None)
@@ -489,7 +493,8 @@ class Readout(Component):
     def _keep_waiting(self) -> None:
         """The ring is full: the readout is blocked, and says so."""
         full = max((o.sender.fill for o in self._outputs.values()), default=0.0)
-        names = ", ".join(o.stream.readers[0] for o in self._outputs.values() if o.stream.readers)
+        readers = {reader: None for o in self._outputs.values() for reader in o.stream.readers}
+        names = ", ".join(readers)
         self.still_waiting(f"space in its ring ({full:.0%} full), which {names} must read")
         self._tell_busy(1.0)
         if self.ending and self._terminated_long_ago():

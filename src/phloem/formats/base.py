@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol, TypeAlias
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
-__all__ = ["Block", "Mark", "Position", "RunFile"]
+__all__ = ["Block", "Mark", "Position", "RunFile", "SideFiles"]
 
 Block: TypeAlias = bytes | bytearray | memoryview
 
@@ -54,3 +55,15 @@ class RunFile(Protocol):
 
     def close(self, status: str, account: Mapping[str, object] | None = None) -> None:
         """End the run: ``status`` such as complete, released, interrupted, forced, and its account."""
+
+
+@runtime_checkable
+class SideFiles(Protocol):
+    """What a format offers that keeps fragments which are in no event, in files beside the run's."""
+
+    def write_side(self, name: str, events: Block, n_events: int) -> None:
+        """Write whole events to the side file ``name`` (late, quarantine); made when there is something for it."""
+
+    @property
+    def side_files(self) -> Sequence[Path | str]:
+        """The side files that there are."""

@@ -80,6 +80,11 @@ class Stream(msgspec.Struct, frozen=True):
     readers: tuple[str, ...]
     equipment: Equipment
 
+    @property
+    def recorded_name(self) -> str:
+        """What the account calls the way of a source's fragments into a file of their own."""
+        return f"{self.source}/fragments"
+
 
 class Plan(msgspec.Struct, frozen=True):
     """What a component has to do in a run, worked out by run control at PREPARE from the ODB.
@@ -87,7 +92,8 @@ class Plan(msgspec.Struct, frozen=True):
     ``outputs``: rings that it writes (a frontend's equipment; the builder's one). ``inputs``: rings that it reads.
     ``settings``: for a builder `/Equipment/<EB>/Settings`, for the logger `/Logger`; plain values.
     ``odb_json``: the whole ODB as MIDAS JSON, for the logger only. ``file``: path of the run's file without
-    its compression's ending, for the logger only; empty if the run writes no data.
+    its compression's ending, for the logger only; empty if the run writes no data. ``recorded``: sources of a
+    builder that the logger reads too, and writes unchanged to a file each.
     """
 
     outputs: tuple[Stream, ...] = ()
@@ -95,6 +101,12 @@ class Plan(msgspec.Struct, frozen=True):
     settings: dict[str, Any] = {}
     odb_json: str = ""
     file: str = ""
+    recorded: tuple[Stream, ...] = ()
+
+    @property
+    def read_names(self) -> list[str]:
+        """All that it reads, as the account calls it."""
+        return [stream.source for stream in self.inputs] + [stream.recorded_name for stream in self.recorded]
 
 
 class Register(Message, frozen=True):
