@@ -7,6 +7,7 @@ that each built event holds the banks of one fragment of each source, in name or
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from tests.flow.lab import Lab, Live, until
 from tests.flow.reader import Bank, banks_of, run_of
+from tests.flow.rings import ring_of
 
 SOURCES = ("Trigger01", "Trigger02")
 EVENTS = 300
@@ -31,9 +33,15 @@ def record(live: Live, wanted: bool) -> None:
     live.set("/Logger/Record fragments", wanted)
 
 
+def until_built(live: Live) -> None:
+    """Counters of the status may still be those of the run before; the ring's are of this one."""
+    with ring_of(live.lab.ring("SYSTEM.EB")) as ring:
+        until(lambda: ring.sent >= EVENTS, f"{EVENTS} events built")
+
+
 def take_run(live: Live) -> dict[str, Any]:
     live.start()
-    live.until_events("EB", EVENTS)
+    until_built(live)
     return live.stop()
 
 
@@ -81,6 +89,24 @@ def test_each_source_has_a_file_with_exactly_what_it_sent(live: Live) -> None:
     check_files(live, document)
 
 
+def test_recorded_files_build_to_the_events_of_the_run(live: Live) -> None:
+    record(live, True)
+    built, *recorded = take_run(live)["files"]
+    copies = [shutil.copy(file, live.lab.folder / f"{name}.mid") for name, file in zip(SOURCES, recorded, strict=True)]
+    assert live.lab.ask("build", *map(str, copies), "-o", "again.mid")["balanced"] is True
+    again = banks_by_serial(str(live.lab.folder / "again.mid"))
+    assert len(again) >= EVENTS
+    assert again == banks_by_serial(built)
+
+
+def test_a_buffer_may_have_another_size_in_the_next_run(live: Live) -> None:
+    record(live, False)
+    for size in (1 << 20, 1 << 21):
+        live.set("/Experiment/Buffer sizes/BUF01", size)
+        assert take_run(live)["balanced"] is True
+        assert live.lab.ring("BUF01.Trigger01").stat().st_size // size == 1
+
+
 def test_a_recorded_file_has_borders_and_texts_like_the_run_s_own(live: Live) -> None:
     record(live, True)
     document = take_run(live)
@@ -106,7 +132,7 @@ def test_without_the_setting_or_without_data_there_are_no_such_files(live: Live)
     record(live, True)
     live.operator.prepare_run(write_data=False).result(20.0)
     live.operator.begin_run().result(20.0)
-    live.until_events("EB", EVENTS)
+    until_built(live)
     document = live.stop()
     assert document["files"] == []
     assert (document["account"]["streams"].keys(), document["balanced"]) == ({"EB"}, True)

@@ -6,7 +6,7 @@ import os
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -32,7 +32,9 @@ class AnyBuilder(Protocol):
     """What the kernel's builder and the reference have in common."""
 
     def begin_run(self, run: int) -> None: ...
-    def add_bytes(self, source: int, run: int, body: bytes, n_events: int, sequence: int) -> None: ...
+    def add_bytes(
+        self, source: int, run: int, body: bytes, n_events: int, sequence: int, times: Any = None
+    ) -> None: ...
     def border_follows(self, source: int) -> None: ...
     def end_source(self, source: int) -> None: ...
     def renumber(self, source: int, serial_number: int, event: int) -> None: ...
@@ -188,7 +190,7 @@ def timed_options(draw: st.DrawFn) -> Options:
 @st.composite
 def _some_events(draw: st.DrawFn, start: int, source: int, timed: bool) -> tuple[bytes, ...]:
     out = []
-    far = st.sampled_from([0, 0, 0, 0, 0, 0, 1000, 2**31 + 5])
+    far = st.sampled_from([0, 0, 0, 0, 0, 0, 1000, 2**30 + 5])
     for _ in range(draw(st.integers(0, 4))):
         serial = start + draw(st.integers(-6, 20)) + draw(far)
         if timed and draw(st.integers(0, 9)):
@@ -242,6 +244,34 @@ def streams(draw: st.DrawFn, made: Options, start: int, length: int = 24) -> lis
                 serials[at], serials[other] = serials[other], serials[at]
         formats = (BANK32A,) if calm else (BANK, BANK32, BANK32A)
         out.append([draw(fragments(serial, source, formats)) for serial in serials])
+    return out
+
+
+@st.composite
+def timed_streams(draw: st.DrawFn, made: Options, start: int, length: int = 24) -> list[list[bytes]]:
+    """The same, with a time in most: counters miss triggers, count too many, restart; clocks have glitches."""
+    out = []
+    for source in range(made.n_sources):
+        rows = [(start + i, (i + 10) * TICK) for i in range(length)]  # serial number, time
+        for fault in draw(st.lists(st.sampled_from("lumdgr"), max_size=4)):
+            if not rows:
+                break
+            at = draw(st.integers(0, len(rows) - 1))
+            if fault == "l":
+                del rows[at : at + draw(st.integers(1, 3))]
+            elif fault == "u":  # a trigger is lost and the counter has not noticed
+                rows = rows[:at] + [(serial - 1, time) for serial, time in rows[at + 1 :]]
+            elif fault == "m":  # one too many
+                extra = (rows[at][0] + 1, rows[at][1] + draw(st.sampled_from([1, TICK // 2])))
+                rows = rows[: at + 1] + [extra] + [(serial + 1, time) for serial, time in rows[at + 1 :]]
+            elif fault == "d":
+                rows.insert(draw(st.integers(0, len(rows))), rows[at])
+            elif fault == "g":
+                rows[at] = (rows[at][0], max(0, rows[at][1] + draw(st.sampled_from([-3 * TICK, -50, 50, 2 * TICK]))))
+            else:
+                rows = rows[:at] + [(serial - at, time) for serial, time in rows[at:]]
+        made_of = [(s, None if draw(st.integers(0, 11)) == 0 and not made.by_time else t) for s, t in rows]
+        out.append([draw(fragments(serial, source, time=time)) for serial, time in made_of])
     return out
 
 

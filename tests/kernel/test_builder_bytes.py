@@ -3,47 +3,13 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 
 import pytest
+from tests.kernel.builders import NEAR, ROOM, MakeBuilder, add, serials
 from tests.kernel.fragments import BANK, BANK32, BANK32A, body, broken_events, event
-from tests.kernel.stories import AnyBuilder
 
 from phloem import kernel
-from phloem.kernel import Cause, Policy, Stop, reference
-
-ROOM = 1 << 16
-NEAR = 2**33  # what serial number 0 is when it is unwrapped
-MakeBuilder = Callable[..., AnyBuilder]
-
-
-@pytest.fixture(params=["kernel", "reference"])
-def make(request: pytest.FixtureRequest) -> MakeBuilder:
-    """Either of the two builders, for run 1."""
-    kept = []
-
-    def made(names: list[str], **settings: int) -> AnyBuilder:
-        builder: AnyBuilder = (kernel if request.param == "kernel" else reference).Builder(names, **settings)
-        builder.begin_run(1)
-        kept.append(builder)
-        return builder
-
-    return made
-
-
-def add(builder: AnyBuilder, source: int, *events: bytes, run: int = 1) -> None:
-    """A frame of these events."""
-    builder.add_bytes(source, run, body(events), len(events), 0)
-
-
-def serials(events: bytes) -> list[int]:
-    """Serial numbers of built events."""
-    found, at = [], 0
-    while at < len(events):
-        _, _, serial, _, size = struct.unpack_from("<HHIII", events, at)
-        found.append(serial)
-        at += 16 + size
-    return found
+from phloem.kernel import Cause, Policy, Stop
 
 
 def test_three_formats_become_one_event_of_bank32a(make: MakeBuilder) -> None:
@@ -291,10 +257,12 @@ def test_a_checkpoint_holds_where_each_source_stands() -> None:
     missed = [(base - 8, base - 1), (base + 1, base + 2)]
     expected = struct.pack("<IIQQQIIII", 2, 3, 0, 0, base, 2, 0, 0, 0)
     expected += struct.pack("<QQII", 0xAB, 17, 2, 1 | 16) + struct.pack("<3Q", base + 3, base + 1, 0)
-    expected += struct.pack("<7Q", 3, 0, 0, 0, 0, 0, 0) + struct.pack("<QQQqqQ", base, 2**64 - 1, 0, 0, 0, 2**64 - 1)
+    expected += struct.pack("<7Q", 3, 0, 0, 0, 0, 0, 0) + struct.pack(
+        "<QQQqqIIQqQ", base, 2**64 - 1, 0, 0, 0, 0, 0, base + 0, 0, 0
+    )
     expected += struct.pack("<8I", 0, 0, 0, 0, 0, 2, 2, 0)
     expected += struct.pack("<QIIQq", 17, 0, 0, base, 0) + struct.pack("<QIIQq", 17, 1, 0, base + 3, 0)
     expected += b"".join(struct.pack("<QQ", *one) for one in missed)
     expected += struct.pack("<QQII", 0xCD, 1, 0, 16) + bytes(80)
-    expected += struct.pack("<QQQqqQ", 0, 2**64 - 1, 0, 0, 0, 2**64 - 1) + bytes(32)
+    expected += struct.pack("<QQQqqIIQqQ", 0, 2**64 - 1, 0, 0, 0, 0, 0, 2**64 - 1, 0, 0) + bytes(32)
     assert builder.checkpoint([0xAB, 0xCD]) == expected

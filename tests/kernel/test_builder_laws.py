@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from dataclasses import replace
 from typing import cast
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.kernel.stories import (
@@ -26,6 +29,8 @@ from tests.kernel.stories import (
     options,
     starts,
     streams,
+    timed_options,
+    timed_streams,
 )
 
 from phloem import kernel
@@ -147,6 +152,60 @@ def test_a_rebuild_that_honours_the_marks_gives_the_same_bytes(data: st.DataObje
             told.builder.give_mark(*mark)
         assert told.tell_all([*again, *(End(s) for s in range(made.n_sources))]) == built
         assert told.account(made.n_sources) == first.account(made.n_sources)
+
+
+KINDS = [pytest.param(kernel_of, id="kernel"), pytest.param(reference_of, id="reference")]
+
+
+def said_by(told: Telling, n_sources: int) -> tuple[object, ...]:
+    """All that may not depend on how things came: events, account, reports, what went to the side."""
+    side = [sorted(events_of(data)) for data in told.side]
+    return told.out, told.account(n_sources), told.reports, side
+
+
+@pytest.mark.parametrize("maker", KINDS)
+@LAW
+@given(st.data())
+def test_interleaving_and_frame_cuts_change_nothing_where_times_count(
+    maker: Callable[[Options], Telling], data: st.DataObject
+) -> None:
+    made = data.draw(timed_options())
+    sent = data.draw(timed_streams(made, data.draw(st.sampled_from([0, 1, 5, 2**32 - 9]))))
+    told = [maker(made), maker(made)]
+    for each, builds in zip(told, (True, False), strict=True):
+        each.tell_all(data.draw(arrival(sent, builds=builds)))
+        assert not each.marks
+        if not stops(made):
+            assert is_balanced(each.builder, made.n_sources)
+    assert told[0].out == told[1].out
+    if not stops(made):
+        assert said_by(told[0], made.n_sources) == said_by(told[1], made.n_sources)
+
+
+@pytest.mark.parametrize("maker", KINDS)
+@LAW
+@given(st.data())
+def test_a_rebuild_that_honours_the_marks_gives_the_same_bytes_where_times_count(
+    maker: Callable[[Options], Telling], data: st.DataObject
+) -> None:
+    made = replace(data.draw(timed_options()), on_incomplete=0)
+    if made.check:  # a mark of a source that REPAIR has moved does not say by how much
+        made = replace(made, check=kernel.Check.CONTINUE)
+    sent = data.draw(timed_streams(made, data.draw(st.sampled_from([0, 5]))))
+    steps: list[Step] = []
+    for step in data.draw(arrival(sent)):
+        steps.append(step)
+        if data.draw(st.integers(0, 3)) == 0:
+            late = Close(data.draw(st.integers(0, made.n_sources - 1)), data.draw(st.integers(1, 2)))
+            steps += [Build(ROOMY), late, Build(ROOMY)]
+    first, again = maker(made), maker(made)
+    first.tell_all(steps)
+    for mark in first.marks:
+        again.builder.give_mark(*mark)
+    whole: list[Step] = [Add(source, RUN, tuple(events)) for source, events in enumerate(sent)]
+    again.tell_all([*whole, *(End(s) for s in range(made.n_sources))])
+    assert again.out == first.out
+    assert said_by(again, made.n_sources) == said_by(first, made.n_sources)
 
 
 def events_of(data: bytes) -> list[bytes]:

@@ -123,6 +123,7 @@ bool Builder::find_next(Open& open, Built& result) {
         bool all_ended = true;
         open = {UINT64_MAX, 0, true, Policy::build};
         for (Source& s : sources_) {
+            if (has_given_) drop_given(s);
             if (pull(s)) open.key = std::min(open.key, s.held.front().key);
             all_ended = all_ended && s.ended && !s.ready;
         }
@@ -314,9 +315,10 @@ std::vector<uint32_t> Builder::waited_for() const {
 // comes of them now is late, and a rebuild must know it.
 void Builder::mark(uint32_t source, Cause cause, uint64_t last) {
     Source& s = sources_[source];
-    const uint64_t first = std::max(s.next_pass, s.floor);
+    uint64_t first = std::max(s.next_pass, s.floor);
     if (first > last) return;
     s.floor = last + 1;
+    if (options_.by_time && first == s.last_passed) ++first;  // what was passed on is not closed
     for (auto m = marks_.rbegin(); m != marks_.rend(); ++m) {
         if (m->source != source) continue;
         if (m->cause == cause && m->last + 1 == first) {

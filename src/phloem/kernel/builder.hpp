@@ -4,6 +4,7 @@
 // staging.cpp: events that user code sees before they leave; checkpoint.cpp: all of it as bytes.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <deque>
@@ -22,6 +23,7 @@ enum class Cause : uint32_t { silence = 1, space = 2, optional = 3, check = 4 };
 enum class Check : uint32_t { off = 0, go_on = 1, repair = 2, stop = 3 };
 
 constexpr uint64_t NO_TIME = UINT64_MAX;
+constexpr uint64_t TIME_LIMIT = uint64_t{1} << 62;  // ns, 146 years: a later time is damaged, and sums of times would wrap
 constexpr size_t RECENT = 256;       // matched by time: how many of the last fragments are known as duplicates
 constexpr size_t LOOK_EVENTS = 256;  // so far a shift is looked for, in both directions
 constexpr uint32_t RESTART_RUN = 64, RESTART_AT_FIRST = 2;  // numbers seen again in a row: the counter has restarted
@@ -87,6 +89,7 @@ struct Fragment {
     uint64_t frame;       // number of the input frame, counted by the source
     uint32_t index;       // in the frame
     int64_t moved = 0;    // by how much the times have shifted it
+    uint32_t pairing = 0;  // after how many restarts of its counter, as far as they are known
 };
 
 // An event that user code sees before it leaves.
@@ -192,12 +195,19 @@ class Builder {
         uint32_t begins = 0;     // its first number is believed at once if it is not far beyond this one
         uint32_t shift = 0;      // added to its serial numbers
         int64_t total_shift = 0;
-        uint64_t unsure_from = NO_TIME;  // key; paired again after a restart, the times have not agreed yet
+        uint32_t pairing = 0, sure = 0;  // restarts paired again: how many, up to which the times have agreed
+        struct Paired {
+            uint32_t number;  // as sent
+            int64_t delta;
+            uint64_t before;  // the highest key before it
+        };
+        std::optional<Paired> paired;  // the last fragment was
         std::optional<int64_t> told = 0;  // of its shift; none: nobody knows it
         uint64_t first = 0, highest = 0;  // keys
         uint64_t highest_time = NO_TIME;
         uint32_t last_raw = 0;   // serial number as sent
         uint64_t next_pass = 0;  // all before it have been passed on or never will be
+        uint64_t last_passed = NO_TIME;
         uint64_t floor = 0;      // marks have closed all before it; what comes now is late
         uint32_t again = 0;      // so many numbers in a row were seen before
         uint64_t again_next = 0;
@@ -210,7 +220,8 @@ class Builder {
         size_t ready = 0;
         uint64_t released = 0;
         Fates fates;
-        bool is_unsure() const { return unsure_from != NO_TIME && held.front().key >= unsure_from; }
+        bool is_unsure() const { return held.front().pairing > sure; }
+        void agrees() { sure = std::max(sure, held.front().pairing); }
         bool over() const { return ended || restarted; }
     };
 
@@ -240,6 +251,8 @@ class Builder {
     void saw(Source& s, uint64_t key, size_t range);
     bool is_given(const Source& s, uint64_t key) const;
     bool is_far(const Source& s, uint32_t serial) const;
+    void unpair(Source& s, uint32_t serial);
+    void drop_given(Source& s);
     void judge_numbered(Source& s, Fragment f);
     void pass_on(Source& s, bool all);
     void decide(Source& s, uint64_t frame);

@@ -50,11 +50,11 @@ bool Builder::look_ahead(uint32_t number, uint64_t serial, uint64_t time, std::o
     Source& anchor = sources_[number];
     const auto given = std::find_if(anchor.given_blind.begin(), anchor.given_blind.end(),
                                     [serial](const auto& one) { return one.first == serial; });
-    const bool is_given = given != anchor.given_blind.end();
+    const bool decided = given != anchor.given_blind.end();
     for (size_t i = 1; i <= LOOK_EVENTS; ++i) {
         if (!pull(anchor, i + 1)) {
             if (full_) return false;
-            if (anchor.over() || is_given) return true;
+            if (anchor.over() || decided) return true;
             if (!anchor.blind) {
                 blind_ = number;
                 return false;
@@ -65,8 +65,8 @@ bool Builder::look_ahead(uint32_t number, uint64_t serial, uint64_t time, std::o
             return true;
         }
         const Fragment& f = anchor.held[i];
-        if (is_given && f.key > given->second) return true;
-        if (f.time == NO_TIME) continue;
+        if (decided && f.key > given->second) return true;
+        if (f.time == NO_TIME || is_given(anchor, f.key)) continue;
         if (near(f.time, time)) {
             shift = static_cast<int64_t>(f.key - serial);
             return true;
@@ -96,7 +96,7 @@ Builder::Verdict Builder::check(uint64_t key) {
     for (size_t i = 0; i < said.off.size(); ++i) {
         Source& s = sources_[said.off[i]];
         if (options_.check == Check::repair && shifts[i]) {
-            if (s.is_unsure()) s.unsure_from = NO_TIME;
+            s.agrees();
             move(s, *shifts[i], key);
             return Verdict::again;
         }
@@ -112,7 +112,7 @@ Builder::Verdict Builder::check(uint64_t key) {
         if (off != said.off.end()) {
             report(i, key, shifts[static_cast<size_t>(off - said.off.begin())]);
         } else if (takes(s, key) && s.held.front().time != NO_TIME) {
-            if (s.is_unsure()) s.unsure_from = NO_TIME;
+            s.agrees();
             report(i, key, s.held.front().moved);
         }
     }

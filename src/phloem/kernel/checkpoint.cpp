@@ -6,7 +6,7 @@
 namespace phloem {
 
 namespace {
-constexpr size_t SOURCE_BYTES = 192, HEAD_BYTES = 48, MARK_BYTES = 24, SECTIONS_BYTES = 96;
+constexpr size_t SOURCE_BYTES = 216, HEAD_BYTES = 48, MARK_BYTES = 24, SECTIONS_BYTES = 96;
 
 template <class T>
 void put(std::vector<uint8_t>& out, T value) {
@@ -49,14 +49,16 @@ std::vector<uint8_t> Builder::checkpoint(const std::vector<uint64_t>& generation
         put<uint64_t>(out, reading ? s.frames[s.reading].sequence : s.read_sequence + 1);
         put<uint32_t>(out, reading ? s.frames[s.reading].next_index : 0);
         put<uint32_t>(out, s.started | s.ended << 1 | (s.absent != Cause{}) << 2 | s.restarted << 3 | s.told.has_value() << 4 |
-                               s.blind << 5);
+                               s.blind << 5 | s.paired.has_value() << 6);
         for (uint64_t value : {s.highest, s.next_pass, s.floor, s.fates.received, s.fates.built, s.fates.incomplete,
                                s.fates.late, s.fates.duplicate, s.fates.discarded, s.fates.quarantined, s.first,
                                s.highest_time, s.again_next, static_cast<uint64_t>(s.total_shift),
-                               static_cast<uint64_t>(s.told.value_or(0)), s.unsure_from})
+                               static_cast<uint64_t>(s.told.value_or(0)),
+                               uint64_t{s.sure} << 32 | s.pairing, s.last_passed,
+                               static_cast<uint64_t>(s.paired ? s.paired->delta : 0), s.paired ? s.paired->before : 0})
             put<uint64_t>(out, value);
         put<uint32_t>(out, s.begins);
-        put<uint32_t>(out, 0);
+        put<uint32_t>(out, s.paired ? s.paired->number : 0);
         put<uint32_t>(out, s.shift);
         put<uint32_t>(out, s.again);
         put<uint32_t>(out, static_cast<uint32_t>(s.absent));
@@ -66,7 +68,7 @@ std::vector<uint8_t> Builder::checkpoint(const std::vector<uint64_t>& generation
         for (const Fragment* f : undecided) {
             put<uint64_t>(out, frame_of(*f));
             put<uint32_t>(out, f->index);
-            put<uint32_t>(out, s.far && f == &*s.far);
+            put<uint32_t>(out, (s.far && f == &*s.far) | f->pairing << 1);
             put<uint64_t>(out, f->key);
             put<int64_t>(out, f->moved);
         }

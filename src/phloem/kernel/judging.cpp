@@ -129,6 +129,7 @@ bool Builder::read_fragment(Source& s, Fragment& out) {
                 time = f.times[index];
             else if (const uint8_t* data = find_bank(event, options_.time_bank.data(), tid, bytes); data && bytes >= 8)
                 time = load_u64(data);
+            if (time >= TIME_LIMIT) time = NO_TIME;
             if (time == NO_TIME && options_.by_time) wrong = "it has no time to be matched by";
             const int64_t offset = options_.sources[number_of(s)].offset_ns;
             if (time != NO_TIME) time = offset < 0 && time < uint64_t(-offset) ? 0 : time + static_cast<uint64_t>(offset);
@@ -190,6 +191,7 @@ void Builder::take_in(Source& s, Fragment f) {
         judge_and_hold(s, f);
         return;
     }
+    unpair(s, s.last_raw);
     if (s.far) {
         const Fragment far = *s.far;
         s.far.reset();
@@ -208,6 +210,7 @@ void Builder::take_in(Source& s, Fragment f) {
 void Builder::judge_and_hold(Source& s, Fragment f) {
     if (!(options_.by_time ? judge_by_time(s, f) : judge(s, f))) return;
     f.moved = s.total_shift;
+    f.pairing = s.pairing;
     auto place = s.held.end();
     if (!s.held.empty() && s.held.back().key > f.key)
         place = std::upper_bound(s.held.begin(), s.held.end(), f.key,
@@ -244,7 +247,7 @@ bool Builder::judge_by_time(Source& s, Fragment& f) {
         decide(s, f.frame);
         return false;
     }
-    if (s.highest - f.key > reorder || f.key < std::max(s.next_pass, s.floor) || is_given(s, f.key)) {
+    if (s.highest - f.key > reorder || f.key < std::max(s.next_pass, s.floor)) {
         drop_late(s, f);
         return false;
     }
@@ -311,7 +314,7 @@ bool Builder::judge(Source& s, Fragment& f) {
         return false;
     }
     const uint64_t reorder = options_.sources[number_of(s)].reorder;
-    if (s.highest - f.key > reorder || f.key < std::max(s.floor, s.next_pass) || is_given(s, f.key)) {
+    if (s.highest - f.key > reorder || f.key < std::max(s.floor, s.next_pass)) {
         drop_late(s, f);
         return false;
     }
@@ -331,11 +334,30 @@ bool Builder::pair_again(Source& s, Fragment& f, bool goes_back) {
     const int64_t shift = static_cast<int64_t>(key - f.key);
     s.shift += static_cast<uint32_t>(shift);
     s.total_shift += shift;
-    s.unsure_from = key;
+    ++s.pairing;
+    s.paired = {load_u32(f.event + 4), shift, s.highest};
     s.again = 0;
     saw(s, key, s.missed.size());
     f.key = key;
     return true;
+}
+
+// A number that goes on as before the one that was paired again: that one was wrong, and no restart.
+void Builder::unpair(Source& s, uint32_t serial) {
+    if (!s.paired) return;
+    const auto [number, delta, before] = *s.paired;
+    s.paired.reset();
+    const auto beyond = static_cast<int32_t>(serial + s.shift - static_cast<uint32_t>(delta) - static_cast<uint32_t>(before));
+    if (serial == number + 1 || beyond <= 0 || beyond > int64_t{options_.window}) return;
+    s.shift -= static_cast<uint32_t>(delta);
+    s.total_shift -= delta;
+    s.sure = std::max(s.sure, s.pairing);
+}
+
+// Late is what a mark of an earlier building has closed: by the key at which it would be built, which the times may have
+// shifted since it was judged.
+void Builder::drop_given(Source& s) {
+    while (pull(s) && is_given(s, s.held.front().key)) drop_late(s, take_head(s));
 }
 
 // Numbers in a row that were there before: a counter that has restarted. What it sends is not matched any more. Not so
@@ -365,6 +387,7 @@ void Builder::pass_on(Source& s, bool all) {
         const bool nothing_lower = key <= std::max(s.next_pass, s.floor) || key + reorder <= s.highest;
         if (!nothing_lower && !all) return;
         s.next_pass = options_.by_time ? key : key + 1;
+        s.last_passed = key;
         ++s.ready;
     }
 }
@@ -377,7 +400,8 @@ void Builder::renumber(uint32_t source, uint32_t serial_number, uint32_t event) 
     s.begins = event;
     s.total_shift = 0;
     s.restarted = s.border = false;
-    s.unsure_from = NO_TIME;
+    s.sure = s.pairing;
+    s.paired.reset();
     s.again = 0;
 }
 
@@ -390,7 +414,7 @@ void Builder::move(Source& s, int64_t shift, uint64_t first) {
         f.key += by;
         f.moved += shift;
     }
-    if (s.unsure_from != NO_TIME) s.unsure_from += by;
+    if (s.paired) s.paired->before += by;
     for (auto& [from, to] : s.missed) {
         from += by;
         to += by;

@@ -33,13 +33,14 @@ CHECKPOINT: ``u32 version (2), u32 run, u64 next serial number, u64 events that 
 unwrapped number near to all others (0: none yet), u32 sources, u32 p, u32 the rest is discarded, u32 0``, p x ``u64
 serial number, u64 time`` (of past events, for the check by time), then per source ``u64 ring generation, u64 sequence
 of the first frame not read to its end, u32 first event in it that has not been read, u32 flags (1 started, 2 ended, 4
-absent, 8 restarted, 16 told is known, 32 blind), u64 highest key, u64 next to pass on, u64 floor, 7 x u64 (received,
-built, incomplete, late, duplicate, discarded, quarantined), u64 first key, u64 highest time, u64 next one of a row that
-was seen before, i64 shift by time, i64 told shift, u64 unsure from, u32 where it begins, u32 0, u32 added to serial
-numbers, u32 length of the row, u32 why it is absent, u32 h, u32 m, u32 r``, h x ``u64 frame sequence, u32 event, u32
-far, u64 key, i64 moved`` (read, but undecided), m x ``u64 first, u64 last`` (keys missed), r x ``u64 key, u64 serial
-number`` (recent ones, by time).
-Keys are serial numbers unwrapped, or times in ns.
+absent, 8 restarted, 16 told is known, 32 blind, 64 the last fragment was paired again), u64 highest key, u64 next to
+pass on, u64 floor, 7 x u64 (received, built, incomplete, late, duplicate, discarded, quarantined), u64 first key, u64
+highest time, u64 next one of a row that was seen before, i64 shift by time, i64 told shift, u32 times paired again,
+u32 of these sure, u64 last passed on, i64 by how much the last fragment was paired again, u64 highest key before it,
+u32 where it begins, u32 its number, u32 added to serial numbers, u32 length of the row, u32 why it is absent, u32 h,
+u32 m, u32 r``, h x ``u64 frame sequence, u32 event, u32 far (bit 0) and times paired again, u64 key, i64 moved``
+(read, but undecided), m x ``u64 first, u64 last`` (keys missed), r x ``u64 key, u64 serial number`` (recent ones, by
+time). Keys are serial numbers unwrapped, or times in ns.
 
 MARKS: ``u32 number``, ``u32 0``, then per mark ``u32 source, u32 cause (1 silence, 2 space, 3 optional, 4 check), u64
 first, u64 last``: unwrapped serial numbers (times in ns where sources are matched by time); first 0: from the start.
@@ -83,7 +84,7 @@ FRAME_UNALIGNED = 2
 
 _SECTION = struct.Struct("<II")
 _HEAD = struct.Struct("<IIQQQIIII")
-_SOURCE = struct.Struct("<QQII13QqqQIIIIIIII")
+_SOURCE = struct.Struct("<QQII13QqqIIQqQIIIIIIII")
 _HELD = struct.Struct("<QIIQq")
 _RANGE = struct.Struct("<QQ")
 _NO_TIME = 2**64 - 1
@@ -160,6 +161,7 @@ class Undecided(msgspec.Struct, frozen=True):
     far: bool
     key: int
     moved: int
+    pairing: int
 
 
 class CheckpointedSource(msgspec.Struct, frozen=True):
@@ -182,7 +184,10 @@ class CheckpointedSource(msgspec.Struct, frozen=True):
     again: int
     total_shift: int
     told: int | None
-    unsure_from: int | None
+    pairing: int
+    sure: int
+    last_passed: int | None
+    paired: tuple[int, int, int] | None
     begins: int
     shift: int
     undecided: tuple[Undecided, ...]
@@ -229,8 +234,8 @@ def _rows(row: struct.Struct, payload: bytes, at: int, n: int) -> tuple[tuple[An
 def _decode_source(payload: bytes, at: int) -> tuple[CheckpointedSource, int]:
     fields = _SOURCE.unpack_from(payload, at)
     generation, frame, event, flags, highest, next_pass, floor = fields[:7]
-    first, highest_time, again_next, total_shift, told, unsure_from = fields[14:20]
-    begins, _, shift, again, absent, n_held, n_missed, n_recent = fields[20:]
+    first, highest_time, again_next, total_shift, told, pairing, sure, last_passed, delta, before = fields[14:24]
+    begins, number, shift, again, absent, n_held, n_missed, n_recent = fields[24:]
     held, at = _rows(_HELD, payload, at + _SOURCE.size, n_held)
     missed, at = _rows(_RANGE, payload, at, n_missed)
     recent, at = _rows(_RANGE, payload, at, n_recent)
@@ -252,10 +257,13 @@ def _decode_source(payload: bytes, at: int) -> tuple[CheckpointedSource, int]:
         again=again,
         total_shift=total_shift,
         told=told if flags & 16 else None,
-        unsure_from=None if unsure_from == _NO_TIME else unsure_from,
+        pairing=pairing,
+        sure=sure,
+        last_passed=None if last_passed == _NO_TIME else last_passed,
+        paired=(number, delta, before) if flags & 64 else None,
         begins=begins,
         shift=shift,
-        undecided=tuple(Undecided(one[0], one[1], bool(one[2]), one[3], one[4]) for one in held),
+        undecided=tuple(Undecided(one[0], one[1], bool(one[2] & 1), one[3], one[4], one[2] >> 1) for one in held),
         missed=missed,
         recent=recent,
     )

@@ -26,6 +26,7 @@ __all__ = ["FATES", "Builder"]
 
 FATES = ("received", "built", "incomplete", "late", "duplicate", "discarded", "quarantined")
 QUARANTINE_BYTES = 64 << 10  # of what is not an event, so much is kept
+TIME_LIMIT = 2**62  # ns, 146 years: a later time is damaged
 T = TypeVar("T")
 
 
@@ -94,7 +95,7 @@ class Builder:
     def begin_run(self, run: int) -> None:
         """Forget everything; from now on fragments of ``run`` are built."""
         self._run = run
-        self._sources = [Source(i, rule, self._drop) for i, rule in enumerate(self._rules)]
+        self._sources = [Source(i, rule, self._drop, self._near_to) for i, rule in enumerate(self._rules)]
         self._marks: list[Mark] = []
         self._near: int | None = None  # an unwrapped serial number that is near to all others
         self._late, self._quarantined = b"", b""
@@ -141,14 +142,18 @@ class Builder:
         event_id, mask, serial, time_stamp, data_size = EVENT_HEADER.unpack_from(event)
         timed = self._by_time or self._check != Check.OFF
         time = time if time is not None or not timed else first_uint64(banks, self._time_bank)
+        time = None if time is not None and time >= TIME_LIMIT else time
         if time is None and self._by_time:
             self._quarantine(s, event, 1, "it has no time to be matched by")
             return
         if time is not None:
             time = max(0, time + s.rule.offset_ns)
+        s.add(Fragment(serial, event_id, mask, time_stamp, data_size, banks, time))
+
+    def _near_to(self, serial: int) -> int:
         if self._near is None:  # far enough from 0 for all that is near; the same for all that begin near a wrap
             self._near = serial + (2**32 if serial >= 2**31 else 2**33)
-        s.add(Fragment(serial, event_id, mask, time_stamp, data_size, banks, time), self._near)
+        return self._near
 
     def border_follows(self, source: int) -> None:
         """A border, or a text, is the next thing in the source's stream."""
@@ -165,7 +170,7 @@ class Builder:
     def give_mark(self, source: int, cause: int, first: int, last: int) -> None:
         """A mark of an earlier building of the same fragments: decide as it did."""
         if cause == Cause.CHECK:
-            self._checker.blind_at.setdefault(source, set()).add(first)
+            self._checker.blind_at[source, first] = last
         else:
             self._sources[source].given.append((first, last))
 
@@ -247,6 +252,8 @@ class Builder:
 
     def _closed(self) -> int | None:
         """Where the next event opens, if every source is in it or past it."""
+        for source in self._sources:
+            source.drop_given()
         key = self._oldest_passed_on()
         if key is None or any(s.may_still_bring(key + self._match_window) for s in self._sources):
             return None
@@ -291,11 +298,11 @@ class Builder:
         if said is None:
             return None
         found = {s.number: self._checker.look_for(s, key, said).shift for s in said.off}
+        self._marks += [Mark(source, Cause.CHECK, key, last) for source, last in self._checker.take_looked()]
         for source in said.off:
             shift = found[source.number]
             if self._check == Check.REPAIR and shift is not None:
-                if source.is_unsure():
-                    source.unsure_from = None
+                source.agrees()
                 source.move(shift, key)
                 return Verdict.AGAIN
             if source.is_unsure():
@@ -306,8 +313,7 @@ class Builder:
             if source.number in found:
                 self._report(source, key, found[source.number])
             elif self._takes(source, key) and source.passed_on[0].time is not None:
-                if source.is_unsure():
-                    source.unsure_from = None
+                source.agrees()
                 self._report(source, key, source.passed_on[0].moved)
         return Verdict.OFF if found and self._check == Check.STOP else said
 
@@ -341,9 +347,8 @@ class Builder:
     def close_without(self, source: int, cause: int) -> None:
         """Wait no longer for the source: until it sends again, or in the oldest open event only (space)."""
         s, oldest = self._sources[source], self._oldest_passed_on()
-        if self._blind is s and oldest is not None:
+        if self._blind is s:
             self._checker.blind.add(source)
-            self._marks.append(Mark(source, Cause.CHECK, oldest, oldest))
             self._blind = None
             return
         if s.passed_on or s.over:
@@ -362,6 +367,8 @@ class Builder:
         if first is not None and first > last:
             return
         source.closed_to = last + 1
+        if first is not None and source.rule.by_time and first == source.last_passed:
+            first += 1  # what was passed on is not closed
         before = next((mark for mark in reversed(self._marks) if mark.source == source.number), None)
         if before is not None and before.cause == cause and before.last + 1 == first:
             before.last = last
@@ -370,7 +377,8 @@ class Builder:
 
     def take_marks(self) -> list[tuple[int, int, int, int]]:
         """The marks since they were taken last: (source, cause, first, last), unwrapped; first is 0 for a source that
-        had not sent anything. Ranges of one source and cause that touch are one mark."""
+        had not sent anything. Ranges of one source and cause that touch are one mark. CHECK: in event ``first`` the
+        source was looked up as far as ``last``, and no further."""
         taken, self._marks = self._marks, []
         return [(mark.source, mark.cause, mark.first, mark.last) for mark in taken]
 

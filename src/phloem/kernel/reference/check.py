@@ -49,8 +49,9 @@ class Checker:
     def __init__(self, window_ns: int) -> None:
         self.window_ns = window_ns
         self.history: deque[tuple[int, int]] = deque(maxlen=LOOK_EVENTS)  # (serial number, time) of past events
-        self.blind_at: dict[int, set[int]] = {}  # source: events at which it was waited for in vain
-        self.blind: set[int] = set()  # sources that are silent: nothing is looked up in them
+        self.blind: set[int] = set()  # sources that are silent: nothing that they have not sent is waited for
+        self.blind_at: dict[tuple[int, int], int] = {}  # (source, event): what it was looked up to, in vain
+        self.looked: list[tuple[int, int]] = []  # the same that is new, as (source, key)
 
     def agreed(self, present: Sequence[Source]) -> Agreed | None:
         """None if no fragment has a time."""
@@ -78,18 +79,30 @@ class Checker:
 
     def look_ahead(self, anchor: Source, serial: int, time: int) -> Found:
         """In what the anchor has passed on beyond this event."""
+        given = self.blind_at.get((anchor.number, serial))
         ahead: list[Fragment] = list(anchor.passed_on)[1 : LOOK_EVENTS + 1]
         for fragment in ahead:
-            if fragment.time is None:
+            if given is not None and fragment.key > given:
+                break
+            if fragment.time is None or anchor.is_given(fragment.key):
                 continue
             if abs(fragment.time - time) <= self.window_ns:
                 return Found(fragment.key - serial)
             if fragment.time > time:
                 return Found(None)
-        cannot = anchor.over or anchor.number in self.blind or serial in self.blind_at.get(anchor.number, ())
-        if len(ahead) == LOOK_EVENTS or cannot:
+        if len(ahead) == LOOK_EVENTS or anchor.over or given is not None:
             return Found(None)
-        raise Blind(anchor)
+        if anchor.number not in self.blind:
+            raise Blind(anchor)
+        last = anchor.passed_on[-1].key
+        self.blind_at[anchor.number, serial] = last  # what it sends from now on changes nothing of this event
+        self.looked.append((anchor.number, last))
+        return Found(None)
+
+    def take_looked(self) -> list[tuple[int, int]]:
+        """What was looked up in vain since this was asked last."""
+        taken, self.looked = self.looked, []
+        return taken
 
     def remember(self, serial: int, said: Agreed) -> None:
         """The event leaves."""

@@ -31,7 +31,8 @@ class Rule:
 class Fragment:
     """One source's part of an event. ``raw``: its serial number as sent. ``time``: ns, offset added; None: it has none.
 
-    ``key``: what it is matched by. ``moved``: by how much the times have shifted it.
+    ``key``: what it is matched by. ``moved``: by how much the times have shifted it. ``pairing``: after how many
+    restarts of its counter, as far as they are known.
     ``banks``: as BANK32A, without the 8-byte area header.
     """
 
@@ -44,15 +45,27 @@ class Fragment:
     time: int | None
     key: int = 0
     moved: int = 0
+    pairing: int = 0
 
 
 class Source:
-    """``drop`` is told of each fragment that is not passed on: (source, fragment, fate, why)."""
+    """``drop`` is told of each fragment that is not passed on: (source, fragment, fate, why).
 
-    def __init__(self, number: int, rule: Rule, drop: Callable[[Source, Fragment, str, str], None]) -> None:
+    ``near`` says a key that is near to those of all sources; it is asked with the first number that is believed.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        rule: Rule,
+        drop: Callable[[Source, Fragment, str, str], None],
+        near: Callable[[int], int],
+    ) -> None:
         self.number = number
         self.rule = rule
         self.drop = drop
+        self.near = near
+        self.begins = 0  # its first number is believed at once if it is not far beyond this one
         self.fates: Counter[str] = Counter()
         self.shift = 0  # added to each serial number
         self.first: int | None = None  # the first serial number of the run
@@ -70,8 +83,10 @@ class Source:
         self.ended = False
         self.absent = 0  # why it is waited for no longer, until it sends again
         self.restarted = False  # its counter has, and nobody knows which number is which event
-        self.unsure_from: int | None = None  # paired again after a restart; the times have not agreed yet
+        self.pairing, self.sure = 0, 0  # restarts paired again: how many, up to which the times have agreed
+        self.last_passed: int | None = None
         self.total_shift = 0  # what the times have shifted it by
+        self.paired: tuple[int, int, int] | None = None  # the last one was: its number, by how much, the highest before
 
     @property
     def open_from(self) -> int | None:
@@ -86,39 +101,59 @@ class Source:
 
     # ------------------------------------------------------------------ judging
 
-    def add(self, fragment: Fragment, near: int) -> None:
-        """Judge, and hold until it can be passed on. ``near``: a key that is near to the first one."""
+    def add(self, fragment: Fragment) -> None:
+        """Judge, and hold until it can be passed on."""
         if self.rule.by_time:
             assert fragment.time is not None
             self.judge(replace(fragment, key=fragment.time))
             return
+        self.unpair(fragment.raw)
         far, self.far = self.far, None
         if far is not None:
             if abs(wrapped(fragment.raw - far.raw)) <= self.rule.window:
-                self.judge(far)
+                self.judge_numbered(far)
             else:
                 self.drop(self, far, "quarantined", FAR)
-        numbered = replace(fragment, key=self.unwrapped(fragment.raw, near))
-        if self.highest is not None and numbered.key - self.highest > self.rule.window and not self.restarted:
-            self.far = numbered
-            return
-        self.judge(numbered)
+        if self.is_far(fragment.raw):
+            self.far = fragment
+        else:
+            self.judge_numbered(fragment)
 
-    def unwrapped(self, raw: int, near: int) -> int:
-        """The number without its wrap at 2^32: the one nearest to the source's highest, or else to ``near``."""
-        base = near if self.highest is None else self.highest
-        return base + wrapped(raw + self.shift - base)
+    def unpair(self, raw: int) -> None:
+        """A number that goes on as before the one that was paired again: that one was wrong, and no restart."""
+        paired, self.paired = self.paired, None
+        if paired is None:
+            return
+        number, delta, before = paired
+        follows = wrapped(raw - number) == 1
+        if not follows and 0 < wrapped(raw + self.shift - delta - before) <= self.rule.window:
+            self.shift -= delta
+            self.total_shift -= delta
+            self.sure = max(self.sure, self.pairing)
+
+    def is_far(self, raw: int) -> bool:
+        """Whether the next fragment must say if this number is believed. Nothing is known before the first one but
+        that counters begin at 0 or 1: one that begins elsewhere is believed when the second one is near to it."""
+        if self.highest is None:
+            return (raw + self.shift - self.begins) % 2**32 > self.rule.window
+        return wrapped(raw + self.shift - self.highest) > self.rule.window and not self.restarted
+
+    def judge_numbered(self, fragment: Fragment) -> None:
+        """Judge by the number without its wrap at 2^32: the one nearest to the source's highest, or to all others."""
+        number = fragment.raw + self.shift
+        base = self.near(number % 2**32) if self.highest is None else self.highest
+        self.judge(replace(fragment, key=base + wrapped(number - base)))
 
     def flush(self) -> None:
         """Something else than a fragment comes next, so that a far one must be believed."""
         far, self.far = self.far, None
         if far is not None:
-            self.judge(far)
+            self.judge_numbered(far)
 
     def judge(self, fragment: Fragment) -> None:
         """Its fate, or in it goes."""
         again = self.is_known(fragment)
-        fragment = replace(fragment, moved=self.total_shift)
+        fragment = replace(fragment, moved=self.total_shift, pairing=self.pairing)
         fragment, paired = self.paired_again(fragment, again)
         if not paired:
             fate = self.fate_of(fragment, again)
@@ -161,11 +196,12 @@ class Source:
         key = max([key, *(last + 1 for first, last in self.given if first <= key <= last)])
         self.shift += key - fragment.key
         self.total_shift += key - fragment.key
-        self.unsure_from = key
+        self.pairing += 1
+        self.paired = (fragment.raw, key - fragment.key, self.highest)
         self.seen.add(key)
         self.highest = key
         self.again = 0
-        return replace(fragment, key=key, moved=self.total_shift), True
+        return replace(fragment, key=key, moved=self.total_shift, pairing=self.pairing), True
 
     def fate_of(self, fragment: Fragment, again: bool) -> str | None:
         """The fragment's fate, or None if it is to be passed on."""
@@ -174,19 +210,19 @@ class Source:
         assert self.highest is not None
         key = fragment.key
         if not self.rule.by_time:
-            self.count_again(key, again or key <= self.highest - self.rule.window)
+            self.count_again(key, again or key <= self.highest - self.rule.window, fragment.time)
             self.seen.add(key)
             self.highest = max(self.highest, key)
         if again:
             return "duplicate"
         behind = self.highest - key > self.rule.reorder
         decided = self.open_from is not None and key < self.open_from
-        given = any(first <= key <= last for first, last in self.given)
-        return "late" if behind or decided or given else None
+        return "late" if behind or decided else None
 
-    def count_again(self, key: int, again: bool) -> None:
-        """Numbers in a row that were there before: a counter that has restarted. What it sends is not matched."""
-        if not again:
+    def count_again(self, key: int, again: bool, time: int | None) -> None:
+        """Numbers in a row that were there before: a counter that has restarted. What it sends is not matched. Not so
+        if the times were there before as well: then fragments are sent again."""
+        if not again or (time is not None and self.highest_time is not None and time < self.highest_time):
             self.again = 0
             return
         self.again = self.again + 1 if key == self.again_next and self.again else 1
@@ -205,6 +241,7 @@ class Source:
             if not follows and lowest > self.highest - self.rule.reorder and not self.over:
                 return
             self.passed_on.append(self.held.pop(0))
+            self.last_passed = lowest
             self.next_to_pass = lowest if self.rule.by_time else lowest + 1
 
     # ------------------------------------------------------------------ what is said of it
@@ -219,8 +256,11 @@ class Source:
         """Its counter starts again, by its own word: what bears ``serial_number`` from here on is event ``event``."""
         self.flush()
         self.shift = event - serial_number
+        self.begins = event
+        self.paired = None
+        self.total_shift = 0
         self.restarted = False
-        self.unsure_from = None
+        self.sure = self.pairing
         self.again = 0
 
     def move(self, shift: int, first: int) -> None:
@@ -229,11 +269,10 @@ class Source:
         self.total_shift += shift
         self.held = [replace(f, key=f.key + shift, moved=f.moved + shift) for f in self.held]
         self.passed_on = deque(replace(f, key=f.key + shift, moved=f.moved + shift) for f in self.passed_on)
-        if self.unsure_from is not None:
-            self.unsure_from += shift
+        if self.paired is not None:
+            number, delta, before = self.paired
+            self.paired = number, delta, before + shift
         self.seen = {key + shift for key in self.seen}
-        if self.far is not None:
-            self.far = replace(self.far, key=self.far.key + shift)
         assert self.highest is not None
         assert self.next_to_pass is not None
         self.highest += shift
@@ -245,9 +284,23 @@ class Source:
         for fragment in behind:
             self.drop(self, fragment, "late", "")
 
+    def is_given(self, key: int) -> bool:
+        """Whether a mark of an earlier building has closed it."""
+        return any(first <= key <= last for first, last in self.given)
+
+    def drop_given(self) -> None:
+        """Late is what a mark of an earlier building has closed: by the key at which it would be built, which the times
+        may have shifted since it was judged."""
+        while self.passed_on and self.is_given(self.passed_on[0].key):
+            self.drop(self, self.passed_on.popleft(), "late", "")
+
     def is_unsure(self) -> bool:
         """Whether its next fragment is one that was paired again, and the times have not agreed to any yet."""
-        return self.unsure_from is not None and self.passed_on[0].key >= self.unsure_from
+        return self.passed_on[0].pairing > self.sure
+
+    def agrees(self) -> None:
+        """The times agree to where its next fragment is."""
+        self.sure = max(self.sure, self.passed_on[0].pairing)
 
     def give_up(self) -> None:
         """The times do not say where it belongs either: nothing of it is built any more."""
