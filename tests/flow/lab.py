@@ -173,10 +173,12 @@ class Lab:
 
     def _address(self, process: subprocess.Popen[str]) -> str:
         assert process.stderr is not None
+        said = []
         for line in process.stderr:
             if " is up: " in line:
                 return line.split(" is up: ")[1].strip()
-        raise AssertionError(f"phloem up ended with {process.wait()}")
+            said.append(line)
+        raise AssertionError(f"phloem up ended with {process.wait()}: {''.join(said)}")
 
 
 def _rest(process: subprocess.Popen[str]) -> str:

@@ -42,14 +42,18 @@ def build(
         str, typer.Option(metavar="FILE.toml", help="an experiment file with one builder, or its settings alone")
     ] = "",
     marks: Annotated[str, typer.Option(metavar="RUN.idx", help="decide as the run did where timing decided")] = "",
-    on_incomplete: Annotated[str, typer.Option(help="build, discard or stop")] = "",
+    on_incomplete: Annotated[
+        str, typer.Option(help="what becomes of an incomplete event: build, discard or stop")
+    ] = "",
     optional: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="an event need not have this source")
+        list[str] | None, typer.Option(metavar="NAME", help="an event need not have this source; may be repeated")
     ] = None,
-    reorder: Annotated[int | None, typer.Option(help="how far out of order a fragment may come")] = None,
-    match: Annotated[str, typer.Option(help="serial or time")] = "",
-    window_ns: Annotated[int | None, typer.Option(help="how far times may lie apart that belong together")] = None,
-    time_check: Annotated[str, typer.Option(help="off, continue, repair or stop")] = "",
+    reorder: Annotated[
+        int | None, typer.Option(help="by how many serial numbers a fragment may be out of order")
+    ] = None,
+    match: Annotated[str, typer.Option(help="serial or time: what fragments are matched by")] = "",
+    window_ns: Annotated[int | None, typer.Option(help="how far apart times may lie that belong together")] = None,
+    time_check: Annotated[str, typer.Option(help="compare times, too: off, continue, repair or stop")] = "",
     user_code: Annotated[str, typer.Option(metavar="FILE.py", help="eb_user and its like; none: leave it out")] = "",
     as_json: JsonOption = False,
 ) -> None:
@@ -80,7 +84,7 @@ def build(
         print_json(document)
     else:
         Console().print(account_table(document))
-    if not document["balanced"]:
+    if not document["balanced"] or document["stopped"] or document["damaged"]:
         raise typer.Exit(1)
 
 

@@ -380,17 +380,11 @@ class _Pieces:
         self.total: int = _SIZE.unpack_from(first.raw)[0]
         self.body = bytearray()
 
-    def whole(self, path: str) -> Event:
-        """The event, decoded from all its bytes; positions in errors count from its first piece."""
+    def whole(self) -> bytes:
+        """The event as it was before it was cut."""
         first = self.first
-        data = _with_header(
-            first.event_id & ~PIECE_MASK,
-            first.trigger_mask,
-            first.serial_number,
-            first.time_stamp,
-            bytes(self.body),
-        )
-        return decode_event(data, 0, path, self.offset)[0]
+        event_id = first.event_id & ~PIECE_MASK
+        return _with_header(event_id, first.trigger_mask, first.serial_number, first.time_stamp, bytes(self.body))
 
 
 class Reassembly:
@@ -400,8 +394,8 @@ class Reassembly:
         self._path = path
         self._waiting: dict[tuple[int, int], _Pieces] = {}
 
-    def take(self, offset: int, event: Event) -> tuple[int, Event] | None:
-        """A piece; the whole event, at the offset of its first piece, if this was the last one."""
+    def take(self, offset: int, event: Event) -> tuple[int, bytes] | None:
+        """A piece; the whole event as bytes, at the offset of its first piece, if this was the last one."""
         key = event.event_id & ~PIECE_MASK, event.serial_number
         if event.event_id & PIECE_MASK == FIRST_PIECE:
             if key in self._waiting:
@@ -426,7 +420,7 @@ class Reassembly:
         if len(pieces.body) < pieces.total:
             return None
         del self._waiting[key]
-        return pieces.offset, pieces.whole(self._path)
+        return pieces.offset, pieces.whole()
 
     def end(self) -> None:
         """No more pieces come; FormatError if an event is not whole."""
@@ -442,9 +436,11 @@ def reassemble(events: Iterable[tuple[int, Event]], path: str = "") -> Iterator[
     """
     joining = Reassembly(path)
     for offset, event in events:
-        whole = joining.take(offset, event) if is_piece(event.event_id) else (offset, event)
-        if whole is not None:
-            yield whole
+        if not is_piece(event.event_id):
+            yield offset, event
+        elif (whole := joining.take(offset, event)) is not None:
+            first, data = whole
+            yield first, decode_event(data, 0, path, first)[0]
     joining.end()
 
 

@@ -23,7 +23,6 @@ from phloem.formats.midas.events import (
     Reassembly,
     decode_event,
     decode_header,
-    encode_event,
     has_banks,
     is_piece,
     walk,
@@ -279,7 +278,7 @@ def read_whole(path: str | Path) -> Iterator[bytes | memoryview]:
         elif is_piece(event_id):
             whole = joining.take(offset, decode_event(raw)[0])
             if whole is not None:
-                yield encode_event(whole[1])
+                yield whole[1]
     joining.end()
 
 
