@@ -1,18 +1,22 @@
 # make demo   a run on the screen        make check   what CI runs
 # make test   the tests                  make bench   measure this machine
+# make soak   faults at full speed for a minute, each event checked; takes up to 20 GB of TMPDIR meanwhile
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard src/phloem/kernel/*.cpp src/phloem/kernel/*.hpp)
 
-.PHONY: demo test check bench lint types imports sanitize clean
+.PHONY: demo test soak check bench lint types imports sanitize clean
 
 demo: $(VENV)/.installed
 	$(BIN)/phloem demo
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
+
+soak: $(VENV)/.installed
+	PHLOEM_SOAK_S=60 $(BIN)/python -m pytest -s tests/flow/test_many_faults.py
 
 check: lint types imports test sanitize
 

@@ -12,6 +12,9 @@ it: no valid event: quarantined; there before, within the duplicate window: dupl
 in a mark: late; all others are accepted. When all has come, an event in which every source has an accepted fragment
 is built, and any other incomplete, or discarded if the policy says so.
 
+Not judged: counters that restart (or seem to: two duplicates in a row at the very begin), and gaps wider than the
+duplicate window, behind which the builder puts a lone fragment into quarantine.
+
 Numbers here are offsets from the first serial number of the run, so that they do not wrap. Only what is faulty is
 looked at: the rest, up to 1e8 fragments, is known by its number.
 """
@@ -225,6 +228,19 @@ class Judged:
             return True
         return 0 <= offset <= self.sent.last and not is_among(offset, self._absent)
 
+    def present(self, end: int) -> NDArray[np.bool_]:
+        """For each offset below ``end`` whether the fragment is accepted."""
+        found = np.zeros(max(end, self.sent.last + 1), np.bool_)
+        found[: self.sent.last + 1] = True
+        found[self._absent[self._absent <= self.sent.last]] = False
+        found[sorted(self.accepted)] = True
+        return found[:end]
+
+    @property
+    def end(self) -> int:
+        """One more than the highest accepted offset."""
+        return max([self.sent.last, *self.accepted]) + 1
+
     def absent_below(self, end: int) -> Offsets:
         """Offsets below ``end``, which is at most `last` + 1, that are not accepted."""
         return without(self._absent[self._absent < end], sorted(self.accepted))
@@ -247,6 +263,15 @@ class Verdict:
         absent = rising(*(source.absent_below(common_end) for source in sources))
         beyond = {n for source in sources for n in source.accepted if n >= common_end}
         return common_end - len(absent) + sum(all(source.has(n) for source in sources) for n in beyond)
+
+    @property
+    def end(self) -> int:
+        """One more than the highest offset that any source has."""
+        return max(source.end for source in self._sources.values())
+
+    def present(self, name: str, end: int) -> NDArray[np.bool_]:
+        """For each offset below ``end`` whether this source has it."""
+        return self._sources[name].present(end)
 
     def account(self) -> dict[str, dict[str, int]]:
         """By source, the fates of all its fragments."""

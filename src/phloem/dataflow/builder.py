@@ -332,7 +332,8 @@ class EventBuilder(Component):
             self._discard_rest(self._kernel, str(error))
 
     def _tell_user_error(self, error: UserCodeError, consequence: str) -> None:
-        where = "".join(format_exception(error.__cause__)) if error.__cause__ is not None else ""
+        cause = error.__cause__
+        where = error.where or ("".join(format_exception(cause)) if cause is not None else "")
         self.message(f"{error}; {consequence}\n{where}".rstrip(), "error")
 
     def _discard_rest(self, kernel: Builder, reason: str) -> None:

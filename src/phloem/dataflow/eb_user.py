@@ -17,6 +17,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from enum import IntEnum
+from traceback import format_exception
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -398,16 +399,15 @@ class UserCode:
                 if outcome != BUILD or composes or event.banks:
                     kernel.set_outcome(number, outcome or (COMPOSE if composes else BUILD), event.banks)
             except Exception as error:  # noqa: BLE001  user code may raise anything
-                problem = self._problem("eb_user()", serial, error)
                 kernel.set_outcome(number, SKIP, [])
                 self.errors += 1
                 if not self._skips_errors:
                     for behind in range(number + 1, len(events)):
                         kernel.set_outcome(behind, SKIP, [])
                     states += [context.state] * (len(events) - number)
-                    return problem
+                    return self._problem("eb_user()", serial, error)
                 if self.errors == 1:
-                    self.first_error = problem
+                    self.first_error = self._problem("eb_user()", serial, error)
             states.append(context.state)
         return None
 
@@ -442,7 +442,8 @@ class UserCode:
 
     def _problem(self, what: str, serial: int, error: Exception) -> UserCodeError:
         problem = UserCodeError(f"{what} at event {serial}: {type(error).__name__}: {error}")
-        problem.__cause__ = error
+        # As text: the frames of a traceback would keep the rings open that the next run must open.
+        problem.where = "".join(format_exception(error))
         return problem
 
     # ------------------------------------------------------------------ times

@@ -79,7 +79,9 @@ class TransportError(PhloemError):
 
 
 class UserCodeError(PhloemError):
-    """User code raised, or could not be loaded."""
+    """User code raised, or could not be loaded. ``where``: the traceback as text."""
+
+    where: str = ""
 
 
 class UnreachableError(PhloemError):
