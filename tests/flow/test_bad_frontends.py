@@ -234,7 +234,7 @@ def test_two_fragments_with_the_same_bank_name_are_said_once_by_name(live: Live)
         live.start()
         live.until_events("EB", 5)
         document = live.stop()
-    texts = [text for text in live.messages() if "more than one fragment" in text]
+    texts = [text for text in live.messages() if "is more than once in event" in text]
     assert len(texts) == 1
     assert "bank ADC0" in texts[0]
     assert document["balanced"] is True
