@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import msgspec
 
@@ -80,7 +81,7 @@ def _first_event(path: Path) -> bytes | memoryview:
 
 def _source_name(path: Path) -> str:
     """``run00042.Trigger01.mid`` and ``Trigger01.mid`` are Trigger01, ``run00042.mid`` is run00042."""
-    return re.sub(r"^run\d+\.", "", stem_of(path)).split(".")[0]
+    return unquote(re.sub(r"^run\d+\.", "", stem_of(path)).split(".")[0])  # what file names cannot hold is %XX
 
 
 # ---------------------------------------------------------------------- the ODB

@@ -185,6 +185,9 @@ def verify_files(paths: Iterable[str | Path]) -> list[Result]:
     return results
 
 
+TOLD = 20  # problems of one file that people want to read
+
+
 def verify_report(results: Iterable[Result]) -> list[str]:
     """The results as lines for people: one for each file, then what is wrong and what is worth knowing."""
     lines = []
@@ -192,9 +195,10 @@ def verify_report(results: Iterable[Result]) -> list[str]:
         verdict = "ok" if result.ok else "DAMAGED"
         how = f"closed as {result.status}" if result.status else "index" if result.index else "no index"
         lines.append(f"{result.path}: {verdict}, {result.events} events in {result.bytes} bytes ({how})")
-        lines += [f"  {_place(problem)}{problem.law}: {problem.text}" for problem in result.problems]
-        if result.untold:
-            lines.append(f"  and {result.untold} more")
+        lines += [f"  {_place(problem)}{problem.law}: {problem.text}" for problem in result.problems[:TOLD]]
+        more = len(result.problems[TOLD:]) + result.untold
+        if more:
+            lines.append(f"  and {more} more (--json tells the first 1000)")
         lines += [f"  note: {_place(note)}{note.law}: {note.text}" for note in result.notes]
         if not result.ok:
             lines.append(f"  {_last_event(result)}")

@@ -137,10 +137,10 @@ class RunOutput:
         first, last = (serials[0], serials[-1]) if serials else (None, None)
         for name, payloads in side.items():
             self._write_side(name, b"".join(payloads))
+        for mark in marks:  # before the block: a kill in between must not leave its position without them
+            self._until_written(partial(writer.mark, mark), writer.path)
         write = partial(writer.write, blocks, n_events, first, last, list(positions.values()))
         self._until_written(write, writer.path)
-        for mark in marks:
-            writer.mark(mark)
 
     def _write_side(self, name: str, events: bytes) -> None:
         writer = self._writer
