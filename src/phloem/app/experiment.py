@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ __all__ = [
     "LoggerSection",
     "RunControlSection",
     "load",
+    "read_toml",
+    "unknown_key",
 ]
 
 
@@ -129,11 +132,9 @@ def load(path: str | Path) -> Experiment:
     """Read an experiment file. `SettingsError` names the key that is wrong and the nearest known one."""
     file = Path(path)
     try:
-        plain = tomllib.loads(file.read_text())
+        plain = read_toml(file, "experiment file")
     except OSError as error:
         raise SettingsError(f"experiment file {file}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"experiment file {file}: {error}") from None
     _check_keys(plain, Experiment, str(file), "")
     try:
         found = msgspec.convert(plain, Experiment)
@@ -142,14 +143,27 @@ def load(path: str | Path) -> Experiment:
     return msgspec.structs.replace(found, path=str(file.resolve()))
 
 
+def read_toml(file: Path, what: str) -> dict[str, Any]:
+    """A TOML file; `SettingsError` if it is none. ``what`` it is, for the message. OSError as it comes."""
+    try:
+        return tomllib.loads(file.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{what} {file}: {error}") from None
+
+
+def unknown_key(place: str, key: str, known: Collection[str]) -> str:
+    """What is said of a key that nobody knows: the nearest known one, or all of them."""
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+    return f"unknown key {place + key!r}; {hint}"
+
+
 def _check_keys(plain: Any, kind: type[msgspec.Struct], file: str, place: str) -> None:
     """Name an unknown key with the nearest known one: msgspec would name the key only."""
     fields = {field.name: field.type for field in msgspec.structs.fields(kind) if field.name != "path"}
     for key, value in plain.items():
         if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(fields)}"
-            raise SettingsError(f"experiment file {file}: unknown key {place + key!r}; {hint}")
+            raise SettingsError(f"experiment file {file}: {unknown_key(place, key, fields)}")
         section = _SECTIONS.get((kind, key))
         if section is None:
             continue

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from phloem.app.experiment import load
+from phloem.app.experiment import load, read_toml, unknown_key
 from phloem.app.rebuild import BuildOptions
 from phloem.dataflow.building import BuilderSettings, SourceSettings
 from phloem.model.errors import SettingsError
@@ -23,11 +21,9 @@ _OTHERS = ("Fragment Names", "Fragment Required", "Fragments", "Number of Fragme
 def settings_file(path: Path) -> BuildOptions:
     """An experiment file's one builder with its event id and trigger mask, or a file of the settings' keys alone."""
     try:
-        plain = tomllib.loads(path.read_text())
+        plain = read_toml(path, "settings file")
     except OSError as error:
         raise SettingsError(f"settings file {path} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"settings file {path}: {error}") from None
     if "builder" not in plain and "experiment" not in plain:
         return BuildOptions(settings=_checked(plain, path))
     sections = load(path).builder
@@ -54,9 +50,7 @@ def _keys(kind: type[msgspec.Struct]) -> list[str]:
 def _check_keys(tree: dict[str, Any], known: Sequence[str], where: str, path: Path) -> None:
     for key in tree:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-            raise SettingsError(f"settings file {path}: unknown key {where + key!r}; {hint}")
+            raise SettingsError(f"settings file {path}: {unknown_key(where, key, known)}")
 
 
 def _nested(plain: dict[str, Any], path: Path) -> dict[str, Any]:

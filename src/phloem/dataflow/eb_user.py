@@ -310,6 +310,7 @@ class UserCode:
         self.name = getattr(module, "__file__", None) or module.__name__
         self.context = Context(run)
         self.errors = 0
+        self.first_error: UserCodeError | None = None  # of those that were skipped; told once
         self._names = tuple(names)
         self._numbers = {name: number for number, name in enumerate(names)}
         self._composes = composes
@@ -437,8 +438,6 @@ class UserCode:
             if self.errors == len(batch):
                 self.first_error = problem
         return None
-
-    first_error: UserCodeError | None = None  # of those that were skipped; told once
 
     def _problem(self, what: str, serial: int, error: Exception) -> UserCodeError:
         problem = UserCodeError(f"{what} at event {serial}: {type(error).__name__}: {error}")

@@ -85,7 +85,6 @@ struct Fragment {
     uint64_t time;
     const uint8_t* event;
     uint32_t banks_size;  // bytes of its banks when written as BANK32A
-    uint32_t flags;       // of its bank header
     uint64_t frame;       // number of the input frame, counted by the source
     uint32_t index;       // in the frame
     int64_t moved = 0;    // by how much the times have shifted it
@@ -125,7 +124,6 @@ class Builder {
     void discard_rest() { discarding_ = true; }
     bool all_read(uint32_t source) const;  // every fragment that was given has been looked at
     bool ended(uint32_t source) const { return sources_[source].ended; }
-    size_t frames_waiting(uint32_t source) const { return sources_[source].frames.size(); }
     size_t frames_unread(uint32_t source) const { return sources_[source].frames.size() - sources_[source].reading; }
 
     enum class Stop : uint32_t { waiting = 0, room = 1, done = 2, policy = 3, shifted = 4 };

@@ -139,7 +139,7 @@ bool Builder::read_fragment(Source& s, Fragment& out) {
             decide(s, number);
             continue;
         }
-        out = {0, time, event, static_cast<uint32_t>(banks), load_u32(event + 20), number, index, 0};
+        out = {0, time, event, static_cast<uint32_t>(banks), number, index, 0};
         return true;
     }
     return false;

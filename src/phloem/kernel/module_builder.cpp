@@ -259,7 +259,6 @@ void bind_input(nb::class_<Builder>& builder) {
              "source"_a, "cause"_a, "first"_a, "last"_a)
         .def("discard_rest", &Builder::discard_rest)
         .def("ended", &Builder::ended, "source"_a)
-        .def("frames_waiting", &Builder::frames_waiting, "source"_a)
         .def("frames_unread", &Builder::frames_unread, "source"_a)
         .def("all_read", &Builder::all_read, "source"_a);
 }
